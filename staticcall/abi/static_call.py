@@ -1,0 +1,68 @@
+"""Static calls on x86-64: names, records, trampolines, and what the kernel writes at a site.
+
+A call through the static call `x` is compiled as a call to the trampoline `__SCT__x`, eight bytes that jump
+to the present target. The key `__SCK__x` holds that target as a pointer, `func`, in its first eight bytes.
+A table lists every site in records of two 32-bit fields, each relative to its own address:
+
+    record n at R:  s32 addr   R + addr     = the site's first byte, prefixes included
+                    s32 key    R + 4 + key  = the key, its two low bits flags: 1 TAIL, 2 INIT (run time only)
+
+With that, a site may be rewritten from `call __SCT__x` into a direct call of the target. The kernel does so
+at boot, for every site, from `func`; before it does it insists on bytes that it knows.
+
+Sources: include/linux/static_call.h and static_call_types.h, kernel/static_call_inline.c,
+arch/x86/include/asm/static_call.h and arch/x86/kernel/static_call.c, Linux 5.10 to 6.12; the postings of
+2018 and 2019 for the old names.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+from typing import Final
+
+KEY_PREFIX: Final = "__SCK__"
+TRAMPOLINE_PREFIX: Final = "__SCT__"
+# What the postings of 2018 and 2019 called the trampoline; their key had the bare name.
+OLD_TRAMPOLINE_PREFIXES: Final = ("____static_call_tramp_", "__static_call_tramp_")
+TRAMPOLINE_PREFIXES: Final = (TRAMPOLINE_PREFIX, *OLD_TRAMPOLINE_PREFIXES)
+
+RECORD: Final = Struct("<ii")
+RECORD_SIZE: Final = 8
+TAIL_FLAG: Final = 1
+FLAG_MASK: Final = 3
+NO_FLAGS: Final = ~FLAG_MASK
+
+# A linker makes start and stop symbols by itself only for a section whose name is a C identifier.
+TABLE_SECTIONS: Final = (".static_call_sites", "static_call_sites")
+TABLE_START: Final = "__start_static_call_sites"
+TABLE_STOP: Final = "__stop_static_call_sites"
+
+TRAMPOLINE_SIZE: Final = 8
+# ud1 %esp,%ecx, never executed; 5.10 to 5.18 spelt out "SCT". Both stand behind five bytes of code.
+SIGNATURES: Final = {b"\x0f\xb9\xcc": "ud1", b"SCT": "SCT"}
+SIGNATURE_OFFSET: Final = 5
+
+RETURN_THUNK: Final = "__x86_return_thunk"
+RETURN0: Final = "__static_call_return0"
+PLAIN_RETURN: Final = "__static_call_return"
+
+# nopl 0x0(%rax,%rax,1): a call whose target is NULL.
+NOP5: Final = bytes.fromhex("0f1f440000")
+# A call whose target is __static_call_return0 becomes five bytes that clear %eax. Kernels 5.12 to 5.17 used
+# data16 data16 xor %rax,%rax; later ones cs cs cs xor %eax,%eax.
+RET0_DATA16: Final = bytes.fromhex("66664831c0")
+RET0_CS: Final = bytes.fromhex("2e2e2e31c0")
+RET0_FORMS: Final = (RET0_CS, RET0_DATA16)
+RET0_FIRST_RELEASE: Final = (5, 12)
+RET0_CS_FIRST_RELEASE: Final = (5, 18)
+# Kernels newer than 6.12: ud1 (%edx),%rdi at calls of __WARN_trap.
+WARN_TRAP: Final = bytes.fromhex("67480fb93a")
+# A tail site whose target is NULL, and a trampoline whose target is NULL, where no return thunk is used.
+RET_SITE: Final = bytes.fromhex("c3cccccccc")
+RET_TRAMPOLINE: Final = bytes.fromhex("c3cc909090")
+
+# Constants of the kernel's own code, so the bytes that this very kernel accepts and writes.
+XOR_SYMBOL: Final = "xor5rax"
+XOR_SIZE: Final = 5
+BANNER_SYMBOL: Final = "linux_banner"
+BANNER_SIZE: Final = 256

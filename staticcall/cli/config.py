@@ -1,0 +1,74 @@
+"""The options of a patch from a TOML file.
+
+policy = "lutomirski"      # as --policy, --line, --key, --bind, --force; a switch on the command line wins
+line = 64
+bind = true
+key = "tp_func_*"
+force = ["kaslr-slot"]
+
+[set]                      # as --set KEY=TARGET
+pv_sched_clock = "native_sched_clock"
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from staticcall.errors import InputError, UsageError
+from staticcall.model.sites import Policy, PolicyName
+from staticcall.pipeline.look import Look
+from staticcall.plan import FORCEABLE, Wishes
+
+_TYPES: Mapping[str, type] = {
+    "policy": str,
+    "line": int,
+    "bind": bool,
+    "key": str,
+    "force": list,
+    "set": dict,
+}
+
+
+def read_config(path: Path, look: Look, wishes: Wishes) -> tuple[Look, Wishes]:
+    """Complete what the command line asked for by what the file says."""
+    try:
+        with path.open("rb") as stream:
+            values = tomllib.load(stream)
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", path=path) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"is no TOML: {error}", path=path) from error
+    _check(path, values)
+    policy = Policy(
+        PolicyName(values.get("policy", look.policy.name)) if look.policy == Policy() else look.policy.name,
+        values.get("line", look.policy.line) if look.policy.line == Policy().line else look.policy.line,
+    )
+    keys = look.keys or values.get("key")
+    asked = dict(wishes.sets)
+    sets = {**values.get("set", {}), **asked}
+    forced = wishes.forced | frozenset(values.get("force", []))
+    return look._replace(policy=policy, keys=keys), Wishes(
+        tuple(sets.items()), wishes.bind or values.get("bind", False), keys, forced
+    )
+
+
+def _check(path: Path, values: Mapping[str, Any]) -> None:
+    for name, value in values.items():
+        if name not in _TYPES:
+            raise UsageError(f"has the unknown option {name}", path=path, advice=f"known are {', '.join(_TYPES)}")
+        if type(value) is not _TYPES[name]:
+            raise UsageError(f"gives {name} a {type(value).__name__}, not a {_TYPES[name].__name__}", path=path)
+    for key, target in values.get("set", {}).items():
+        if not isinstance(target, str):
+            raise UsageError(f"sets {key} to something that is no text", path=path)
+    for code in values.get("force", []):
+        if code not in FORCEABLE:
+            raise UsageError(f"forces the unknown {code}", path=path, advice=f"known are {', '.join(FORCEABLE)}")
+    if values.get("policy", PolicyName.KERNEL) not in list(PolicyName):
+        raise UsageError(f"names the unknown policy {values['policy']}", path=path)
+    line = values.get("line", 64)
+    if line <= 0 or line & (line - 1):
+        raise UsageError(f"gives a line of {line} bytes, no power of two", path=path)

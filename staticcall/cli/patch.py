@@ -1,0 +1,100 @@
+"""`staticcall patch`: a rewritten copy, proved before it appears."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from staticcall.cli.config import read_config
+from staticcall.cli.options import INPUT_FILE, look_options, quiet_option, verbose_option
+from staticcall.errors import ExitCode, UsageError
+from staticcall.pipeline.batch import Format, render_files
+from staticcall.pipeline.look import Look
+from staticcall.pipeline.patch import Patched, output_of, patch_image
+from staticcall.plan import FORCEABLE, Wishes
+from staticcall.report.text import render_plan, render_proof
+from staticcall.write import publish_text
+
+
+@click.command("patch")
+@click.argument("file", type=INPUT_FILE)
+@click.option("-o", "--output", type=INPUT_FILE, help="Where the rewritten copy goes.")
+@click.option("--in-place", is_flag=True, help="Replace the input, atomically.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done; write nothing.")
+@click.option("--set", "sets", metavar="KEY=TARGET", multiple=True, help="Lead a key to a function, NULL or RET0.")
+@click.option("--bind", is_flag=True, help="Send all sites straight to their key's present target.")
+@click.option("--config", type=INPUT_FILE, help="Read the options above from a TOML file.")
+@click.option("--edits", type=INPUT_FILE, help="Write the undo file that revert takes.")
+@click.option("--report", "report_path", type=INPUT_FILE, help="Write the JSON report of the result.")
+@click.option(
+    "--force",
+    "forced",
+    type=click.Choice(list(FORCEABLE)),
+    multiple=True,
+    help="Do it although: " + "; ".join(f"{code}: {why}" for code, why in FORCEABLE.items()) + ".",
+)
+@verbose_option
+@quiet_option
+@look_options
+def command(
+    file: Path,
+    output: Path | None,
+    in_place: bool,
+    dry_run: bool,
+    sets: tuple[str, ...],
+    bind: bool,
+    config: Path | None,
+    edits: Path | None,
+    report_path: Path | None,
+    forced: tuple[str, ...],
+    verbose: bool,
+    quiet: bool,
+    look: Look,
+) -> int:
+    """Write a copy of FILE whose static calls lead elsewhere, or straight to where they lead.
+
+    \b
+    Examples:
+      staticcall patch vmlinux --bind -o vmlinux.bound --edits undo.json
+      staticcall patch vmlinux --set pv_sched_clock=native_sched_clock --bind --dry-run
+      staticcall patch app --set checksum=checksum_fast --set log=RET0 --in-place
+    """
+    if (output is not None) + in_place + dry_run != 1:
+        raise UsageError("give one of -o, --in-place and --dry-run")
+    wishes = Wishes(_pairs(sets), bind, look.keys, frozenset(forced))
+    if config is not None:
+        look, wishes = read_config(config, look, wishes)
+    target = None if dry_run else output_of(file, output, in_place=in_place)
+    patched = patch_image(file, look, wishes, output=target, edits=edits)
+    if not quiet:
+        _tell(file, target, patched, verbose=verbose)
+    return _report(target, report_path, look) if report_path and target else ExitCode.DONE
+
+
+def _pairs(sets: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    pairs = []
+    for text in sets:
+        key, equals, target = text.partition("=")
+        if not key or not equals or not target:
+            raise UsageError(f"--set {text} is not KEY=TARGET", advice="TARGET is a function, NULL or RET0")
+        pairs.append((key, target))
+    return tuple(pairs)
+
+
+def _tell(file: Path, target: Path | None, patched: Patched, *, verbose: bool) -> None:
+    click.echo(f"{file} -> {target}" if target else f"{file}: nothing is written (--dry-run)")
+    click.echo("".join(render_plan(patched.plan, verbose=verbose)), nl=False)
+    if patched.proof:
+        click.echo("".join(render_proof(patched.proof)), nl=False)
+
+
+def _report(path: Path, report_path: Path, look: Look) -> int:
+    from staticcall.report.json import render_document  # noqa: PLC0415 - only for --report
+
+    (rendered,) = render_files([path], look._replace(keys=None), Format.JSON)
+    if rendered.error:
+        raise UsageError(rendered.error)
+    publish_text(report_path, render_document(look.policy, [rendered.text]))
+    return ExitCode.DONE

@@ -1,0 +1,14 @@
+"""`staticcall schema`: the JSON Schemas of the public forms."""
+
+from __future__ import annotations
+
+import click
+
+from staticcall.report.json import SCHEMAS, schema_text
+
+
+@click.command("schema")
+@click.argument("name", type=click.Choice(list(SCHEMAS)), default="report")
+def command(name: str) -> None:
+    """Print the JSON Schema of the report or of the edits file."""
+    click.echo(schema_text(name), nl=False)

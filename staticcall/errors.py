@@ -1,0 +1,100 @@
+"""Every failure the tool knows, each with the exit code that it leads to.
+
+An error is shown as one line, `staticcall: FILE: what, where (offset), what to do`; the pieces are kept
+apart here so that the line is put together in one place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import IntEnum
+from pathlib import Path
+
+
+class ExitCode(IntEnum):
+    """The process exit codes, a stable interface."""
+
+    DONE = 0
+    FINDINGS = 1
+    USAGE = 2
+    INPUT = 3
+    UNSAFE = 4
+    UNVERIFIED = 5
+
+
+class StaticcallError(Exception):
+    """Something that ends the work on one file.
+
+    `what` says what is wrong, `offset` is a byte offset in the file (not an address), `advice` says what to
+    do about it. `path` is filled in by whoever knows the file, see `about`.
+    """
+
+    exit_code = ExitCode.INPUT
+
+    def __init__(self, what: str, *, path: Path | None = None, offset: int | None = None, advice: str = "") -> None:
+        super().__init__(what)
+        self.what = what
+        self.path = path
+        self.offset = offset
+        self.advice = advice
+
+    def __str__(self) -> str:
+        place = f" (offset {self.offset:#x})" if self.offset is not None else ""
+        parts = [self.what + place]
+        if self.advice:
+            parts.append(self.advice)
+        line = ", ".join(parts)
+        return f"{self.path}: {line}" if self.path is not None else line
+
+
+class UsageError(StaticcallError):
+    """The request itself cannot be meant."""
+
+    exit_code = ExitCode.USAGE
+
+
+class InputError(StaticcallError):
+    """A file could not be read."""
+
+
+class MalformedError(InputError):
+    """The file breaks the format it claims to have."""
+
+
+class UnsupportedError(InputError):
+    """The file is well-formed and outside of what the tool does."""
+
+
+class OutputError(StaticcallError):
+    """A result could not be written; nothing was published."""
+
+
+class UnsafeError(StaticcallError):
+    """The change is possible and would crash later.
+
+    `code` names the danger in kebab-case, as `--force` takes it.
+    """
+
+    exit_code = ExitCode.UNSAFE
+
+    def __init__(self, what: str, *, code: str, advice: str = "", path: Path | None = None) -> None:
+        super().__init__(f"{what} [{code}]", path=path, advice=advice)
+        self.code = code
+
+
+class VerificationError(StaticcallError):
+    """The proof of an output failed; nothing was published."""
+
+    exit_code = ExitCode.UNVERIFIED
+
+
+@contextmanager
+def about(path: Path) -> Iterator[None]:
+    """Name the file in every error that passes through and does not name one yet."""
+    try:
+        yield
+    except StaticcallError as error:
+        if error.path is None:
+            error.path = path
+        raise

@@ -1,0 +1,59 @@
+"""Which bytes the code in this image uses for NULL and RET0, and where its return helpers are.
+
+A kernel is asked itself first: it keeps its own xor in a constant, `xor5rax`, and its version in its
+banner. Only where both are missing the present form is assumed.
+"""
+
+from __future__ import annotations
+
+import re
+
+from staticcall.abi import static_call
+from staticcall.model.image import Image
+from staticcall.model.sites import Dialect
+
+_VERSION = re.compile(r"Linux version (\d+)\.(\d+)")
+
+
+def read_dialect(image: Image) -> Dialect:
+    """Collect the evidence; costs one look-up of a few names in the symbol table."""
+    names = (
+        static_call.RETURN_THUNK,
+        static_call.RETURN0,
+        static_call.PLAIN_RETURN,
+        static_call.XOR_SYMBOL,
+        static_call.BANNER_SYMBOL,
+    )
+    found = image.symbols.named(names)
+    addresses = {name: symbols[0].address for name, symbols in found.items() if symbols}
+    banner = _banner(image, addresses.get(static_call.BANNER_SYMBOL))
+    match = _VERSION.match(banner)
+    release = (int(match[1]), int(match[2])) if match else None
+    return Dialect(
+        kernel=image.kernel,
+        release=release,
+        banner=banner,
+        nop=static_call.NOP5,
+        ret0=_ret0(image, addresses.get(static_call.XOR_SYMBOL), release),
+        return_thunk=addresses.get(static_call.RETURN_THUNK),
+        return0=addresses.get(static_call.RETURN0),
+        plain_return=addresses.get(static_call.PLAIN_RETURN),
+    )
+
+
+def _banner(image: Image, address: int | None) -> str:
+    offset = None if address is None else image.offset_of(address)
+    if offset is None:
+        return ""
+    size = min(static_call.BANNER_SIZE, image.source.size - offset)
+    return image.source.read(offset, size).partition(b"\0")[0].decode("ascii", "replace").strip()
+
+
+def _ret0(image: Image, constant: int | None, release: tuple[int, int] | None) -> bytes:
+    if constant is not None and image.offset_of(constant, static_call.XOR_SIZE) is not None:
+        code = image.read_at(constant, static_call.XOR_SIZE)
+        if code in static_call.RET0_FORMS:
+            return code
+    if release and static_call.RET0_FIRST_RELEASE <= release < static_call.RET0_CS_FIRST_RELEASE:
+        return static_call.RET0_DATA16
+    return static_call.RET0_CS

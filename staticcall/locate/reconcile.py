@@ -1,0 +1,203 @@
+"""The sources held against each other: what table and code say of the same site, and where they disagree."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+from staticcall.model.image import Image
+from staticcall.model.sites import (
+    Finding,
+    Form,
+    Key,
+    Located,
+    Severity,
+    Site,
+    Source,
+    TargetKind,
+    Trampoline,
+    TrampolineForm,
+)
+
+# What a kernel accepts at a site before it patches it, by the record's TAIL flag; anything else is BUG().
+# Source: __static_call_validate(). A jcc was added in 6.2.
+_ACCEPTED_TAIL = frozenset({Form.TAIL_JMP, Form.RET, Form.JCC})
+_ACCEPTED_CALL = frozenset({Form.CALL, Form.NOP, Form.RET0, Form.WARN_TRAP})
+_JCC_SINCE = (6, 2)
+
+
+def with_scan(sites: tuple[Site, ...], scanned: tuple[Site, ...], keys: dict[int, Key]) -> tuple[Site, ...]:
+    """Join what the table lists with what the code shows: one site each, with both sources, strays behind."""
+    by_address = {site.address: site for site in scanned}
+    recorded = {site.address for site in sites}
+    joined = [
+        site._replace(sources=(Source.TABLE, Source.SCAN)) if site.address in by_address else site for site in sites
+    ]
+    owners = {key.trampoline.address: key.address for key in keys.values() if key.trampoline}
+    strays = (
+        site._replace(key=owners.get(site.instruction.destination or 0))
+        for site in scanned
+        if site.address not in recorded
+    )
+    return (*joined, *strays)
+
+
+def findings_of(image: Image, located: Located) -> tuple[Finding, ...]:
+    """Everything in the image that a person should know, in order of address within each kind."""
+    if located.table is None and not located.sites and not located.trampolines:
+        return (Finding("no-static-calls", Severity.NOTE, "the image has no static calls"),)
+    findings: list[Finding] = []
+    if located.table is None:
+        findings.append(Finding("no-table", Severity.WARNING, "the image has trampolines and no table of sites"))
+    findings += _about_trampolines(located)
+    findings += _about_keys(located)
+    code = {section.name for section in image.sections if section.executable} or {""}
+    for site in located.sites:
+        findings += _about_site(located, site, site.section in code)
+    findings += _about_overlaps(located)
+    return tuple(findings)
+
+
+def _about_trampolines(located: Located) -> Iterator[Finding]:
+    for trampoline in located.trampolines.values():
+        if trampoline.form is TrampolineForm.UNKNOWN:
+            yield Finding(
+                "unknown-trampoline",
+                Severity.ERROR if located.dialect.kernel else Severity.WARNING,
+                f"trampoline {trampoline.name} has bytes of no known generation: {trampoline.code.hex()}",
+                trampoline.address,
+            )
+
+
+def _about_keys(located: Located) -> Iterator[Finding]:
+    for key in located.keys.values():
+        if key.trampoline is not None and not coherent(located, key, key.trampoline):
+            target = located.target_of(key)
+            yield Finding(
+                "incoherent-key",
+                Severity.WARNING,
+                f"key {key.name} leads to {target.name} and its trampoline elsewhere",
+                key.address,
+            )
+
+
+def coherent(located: Located, key: Key, trampoline: Trampoline) -> bool:
+    """Whether a trampoline does what its key's `func` says."""
+    target = located.target_of(key)
+    if target.kind is TargetKind.RUNTIME:
+        return True
+    if trampoline.form is TrampolineForm.INDIRECT_JMP:
+        return trampoline.slot == key.address
+    if target.kind is TargetKind.NULL:
+        return trampoline.form is TrampolineForm.RET or (
+            trampoline.destination is not None and trampoline.destination == located.dialect.return_thunk
+        )
+    return trampoline.destination == target.address
+
+
+def leads_to_trampoline(located: Located, site: Site) -> bool:
+    """Whether the site still goes through a trampoline, its own or another."""
+    return site.instruction.destination in located.trampolines
+
+
+def _about_site(located: Located, site: Site, in_code: bool) -> Iterator[Finding]:
+    if Source.TABLE not in site.sources:
+        trampoline = located.trampolines[site.instruction.destination or 0]
+        yield Finding(
+            "unrecorded-site",
+            Severity.WARNING,
+            f"the {site.instruction.form} at {site.address:#x} leads to trampoline {trampoline.name} and has no record",
+            site.address,
+        )
+        return
+    if not in_code:
+        yield Finding(
+            "site-not-executable",
+            Severity.ERROR,
+            f"record {site.record} points into {site.section or 'a place'}, which holds no code",
+            site.address,
+        )
+    if not accepted(located, site):
+        kernel = located.dialect.kernel
+        yield Finding(
+            "unaccepted-bytes",
+            Severity.ERROR if kernel else Severity.NOTE,
+            f"record {site.record} points to {site.code.hex()} ({site.instruction.form}"
+            f"{', tail' if site.tail else ''}), which {'this' if kernel else 'a'} kernel does not accept",
+            site.address,
+        )
+    yield from _about_destination(located, site)
+
+
+def accepted(located: Located, site: Site) -> bool:
+    """Whether a kernel would take the bytes at a site for one of its own."""
+    form = site.instruction.form
+    if site.instruction.opcode:
+        return False
+    if form is Form.RET0 and located.dialect.kernel:
+        return site.code == located.dialect.ret0 and not site.tail
+    if form is Form.JCC:
+        release = located.dialect.release
+        long = site.instruction.length == 6
+        return site.tail and long and (release is None or release >= _JCC_SINCE)
+    return form in (_ACCEPTED_TAIL if site.tail else _ACCEPTED_CALL)
+
+
+def _about_destination(located: Located, site: Site) -> Iterator[Finding]:
+    key = located.key_of(site)
+    destination = site.instruction.destination
+    if key is None or destination is None:
+        return
+    if leads_to_trampoline(located, site):
+        if key.trampoline is not None and destination != key.trampoline.address:
+            other = located.trampolines[destination]
+            yield Finding(
+                "wrong-trampoline",
+                Severity.ERROR,
+                f"record {site.record} belongs to key {key.name} and its instruction leads to trampoline {other.name}",
+                site.address,
+            )
+    elif stale(located, site, key):
+        yield Finding(
+            "stale-site",
+            Severity.WARNING,
+            f"record {site.record} leads to {destination:#x} and its key {key.name} to {located.target_of(key).name}",
+            site.address,
+        )
+
+
+def stale(located: Located, site: Site, key: Key) -> bool:
+    """Whether a site that was patched does something else than its key says."""
+    target = located.target_of(key)
+    form, destination = site.instruction.form, site.instruction.destination
+    if target.kind is TargetKind.RUNTIME or leads_to_trampoline(located, site):
+        return False
+    if target.kind is TargetKind.NULL:
+        returns = (located.dialect.return_thunk, located.dialect.plain_return)
+        return form not in (Form.NOP, Form.RET) and (destination is None or destination not in returns)
+    if target.kind is TargetKind.RET0 and form is Form.RET0:
+        return False
+    return destination != target.address
+
+
+def _about_overlaps(located: Located) -> Iterator[Finding]:
+    recorded = sorted(
+        (site for site in located.sites if site.record is not None),
+        key=lambda site: (site.address, site.record),
+    )
+    for before, after in pairwise(recorded):
+        if before.address == after.address:
+            yield Finding(
+                "duplicate-record",
+                Severity.NOTE if before.key == after.key else Severity.ERROR,
+                f"records {before.record} and {after.record} both list this site"
+                + ("" if before.key == after.key else ", for different keys"),
+                after.address,
+            )
+        elif before.address + before.instruction.length > after.address:
+            yield Finding(
+                "overlapping-records",
+                Severity.ERROR,
+                f"the instructions of records {before.record} and {after.record} overlap",
+                after.address,
+            )

@@ -1,0 +1,79 @@
+"""Where the records are, and what they say."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from staticcall.abi import elf64, static_call
+from staticcall.errors import MalformedError, UsageError
+from staticcall.model.image import Image
+from staticcall.model.sites import Table
+
+
+class Record(NamedTuple):
+    """One record of the table, its self-relative fields resolved to linked addresses, the flags apart."""
+
+    address: int
+    key: int
+    flags: int
+
+
+def find_table(image: Image, wanted: str | None = None) -> Table | None:
+    """Find the table by the user's word, its section, or the linker's start and stop symbols, in this order."""
+    if wanted is not None:
+        start, stop = _named_range(image, wanted)
+        return _checked(image, Table(start, stop, "named by the user"))
+    section = image.section_named(static_call.TABLE_SECTIONS)
+    if section is not None and section.flags & elf64.SHF_ALLOC and section.type != elf64.SHT_NOBITS:
+        return _checked(image, Table(section.address, section.address + section.size, f"section {section.name}"))
+    found = image.symbols.named((static_call.TABLE_START, static_call.TABLE_STOP))
+    starts, stops = found[static_call.TABLE_START], found[static_call.TABLE_STOP]
+    if starts and stops:
+        return _checked(image, Table(starts[0].address, stops[0].address, "start and stop symbols"))
+    return None
+
+
+def _named_range(image: Image, wanted: str) -> tuple[int, int]:
+    start, colon, stop = wanted.partition(":")
+    if not colon or not start or not stop:
+        raise UsageError(f"--table {wanted} is not START:STOP", advice="give two addresses in hex or two symbols")
+    return _address(image, start), _address(image, stop)
+
+
+def _address(image: Image, text: str) -> int:
+    try:
+        return int(text, 16)
+    except ValueError:
+        symbols = image.symbols.named((text,))[text]
+    if not symbols:
+        raise UsageError(f"--table names {text}, which is no symbol", advice="give an address in hex")
+    return symbols[0].address
+
+
+def _checked(image: Image, table: Table) -> Table:
+    size = table.stop - table.start
+    offset = image.offset_of(table.start)
+    if size < 0 or size % static_call.RECORD_SIZE:
+        raise MalformedError(
+            f"the table ({table.origin}) has {size} bytes, not a multiple of {static_call.RECORD_SIZE}",
+            offset=offset,
+            advice="the table is damaged or --table names another place",
+        )
+    if size and image.offset_of(table.start, size) is None:
+        raise MalformedError(
+            f"the table ({table.origin}) at {table.start:#x} lies outside of what the file loads",
+            advice="the table's section or symbols are damaged",
+        )
+    return table
+
+
+def read_records(image: Image, table: Table) -> tuple[Record, ...]:
+    """Every record of the table, in its order."""
+    size = table.stop - table.start
+    if not size:
+        return ()
+    fields = elf64.column(image.read_at(table.start, size), "i", 0, 1)
+    flags, no_flags = static_call.FLAG_MASK, static_call.NO_FLAGS
+    start = table.start
+    keys = [start + 4 * i + fields[i] for i in range(1, len(fields), 2)]
+    return tuple(Record(start + 8 * n + fields[2 * n], key & no_flags, key & flags) for n, key in enumerate(keys))

@@ -1,0 +1,70 @@
+"""What is to be written, and what was proved of it."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import NamedTuple
+
+from staticcall.model.sites import Form, Key, Target
+
+
+class EditKind(StrEnum):
+    """What an edit touches; the values are part of the public edits file."""
+
+    SITE = "site"
+    TRAMPOLINE = "trampoline"
+    KEY = "key"
+    RELOCATION = "relocation"
+
+
+class Edit(NamedTuple):
+    """Bytes to replace: the old ones are carried along, so every edit can be checked and undone.
+
+    For code, `form` and `destination` say what the new bytes are meant to be, for a decoder that did not
+    write them. `key` is the key's name, `address` the linked address of the first byte.
+    """
+
+    file_offset: int
+    old: bytes
+    new: bytes
+    kind: EditKind
+    key: str
+    address: int
+    form: Form | None = None
+    destination: int | None = None
+
+    def inverse(self) -> Edit:
+        """The edit that takes this one back."""
+        return self._replace(old=self.new, new=self.old, form=None, destination=None)
+
+
+class KeyChange(NamedTuple):
+    """One key's transaction: what it led to, what it leads to, and how many of its sites go which way."""
+
+    key: Key
+    before: Target
+    after: Target
+    direct: int
+    by_trampoline: int
+    edits: int
+
+
+class Plan(NamedTuple):
+    """Sorted, disjoint edits of one file, grouped by the key they belong to."""
+
+    edits: tuple[Edit, ...]
+    changes: tuple[KeyChange, ...]
+
+
+class Proof(NamedTuple):
+    """What the verifier established about an original and a patched file.
+
+    Counts are of changed places: `sites` by their form in the patched file, `trampolines`, `keys`
+    (slots, whether in place or by relocation). `compared` is the number of bytes compared.
+    """
+
+    compared: int
+    sites: dict[str, int]
+    trampolines: int
+    keys: int
+    changed_keys: tuple[str, ...]

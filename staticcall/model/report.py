@@ -1,0 +1,51 @@
+"""What is told about a file, before any renderer chose a form for it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from staticcall.model.image import Image
+from staticcall.model.sites import Finding, Key, Located, Policy, Site, Verdict
+
+
+class JudgedSite(NamedTuple):
+    """A site with its verdict."""
+
+    site: Site
+    verdict: Verdict
+    crosses_line: bool
+
+
+class Summary(NamedTuple):
+    """The counts of one image. `reasons` counts (answer, reason) pairs, `by_key` sites per key address."""
+
+    sites: int
+    direct: int
+    trampoline: int
+    undecided: int
+    crossing: int
+    forms: dict[str, int]
+    reasons: dict[tuple[str, str], int]
+    keys: int
+    keys_used: int
+    by_key: dict[int | None, tuple[int, int]]
+
+
+class ImageReport(NamedTuple):
+    """One image: what was located, judged and counted."""
+
+    image: Image
+    located: Located
+    policy: Policy
+    sites: tuple[JudgedSite, ...]
+    keys: tuple[Key, ...]
+    summary: Summary
+    findings: tuple[Finding, ...]
+    sha256: str | None
+
+    @property
+    def section_addresses(self) -> dict[str, int]:
+        """The linked address of each section that sites lie in."""
+        names = {judged.site.section for judged in self.sites}
+        # Sections of the same name exist; the first one with sites is the one meant here.
+        return {section.name: section.address for section in reversed(self.image.sections) if section.name in names}

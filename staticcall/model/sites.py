@@ -1,0 +1,240 @@
+"""Static-call sites, keys and trampolines as located, and the verdict on each site."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import NamedTuple
+
+
+class Form(StrEnum):
+    """The shapes an instruction at a site can have; the values are part of the public JSON."""
+
+    CALL = "call"
+    PREFIXED_CALL = "prefixed_call"
+    INDIRECT_CALL = "indirect_call"
+    TAIL_JMP = "tail_jmp"
+    INDIRECT_JMP = "indirect_jmp"
+    JCC = "jcc"
+    SHORT_JMP = "short_jmp"
+    NOP = "nop"
+    RET = "ret"
+    RET0 = "ret0"
+    WARN_TRAP = "warn_trap"
+    UNKNOWN = "unknown"
+
+
+class Instruction(NamedTuple):
+    """One decoded instruction.
+
+    `opcode` is the opcode's offset from the first byte, so the number of prefixes; `destination` is where a
+    direct branch leads; `slot` is the address that an indirect one reads its destination from.
+    """
+
+    form: Form
+    length: int
+    opcode: int
+    destination: int | None = None
+    slot: int | None = None
+
+
+class Source(StrEnum):
+    """What a site is known by."""
+
+    TABLE = "table"
+    RELOCATION = "relocation"
+    SCAN = "scan"
+
+
+class Site(NamedTuple):
+    """One place that calls or jumps through a static call.
+
+    `address` is the record's address: the instruction's first byte, prefixes included. `code` is the
+    instruction as it is in the file. `key` is the key's address with the flags removed; a site found by
+    code only has the key of the trampoline it leads to, and `record` None.
+    """
+
+    record: int | None
+    address: int
+    file_offset: int
+    section: str
+    key: int | None
+    flags: int
+    instruction: Instruction
+    code: bytes
+    sources: tuple[Source, ...]
+
+    @property
+    def tail(self) -> bool:
+        """Whether control does not come back here (the record's TAIL flag)."""
+        return bool(self.flags & 1)
+
+
+class TrampolineForm(StrEnum):
+    """What a trampoline does, by kernel generation."""
+
+    JMP = "jmp"
+    RET = "ret"
+    INDIRECT_JMP = "indirect_jmp"
+    CALL_RET = "call_ret"
+    UNKNOWN = "unknown"
+
+
+class Trampoline(NamedTuple):
+    """One out-of-line trampoline.
+
+    `destination` is where it leads when that is known from its own bytes; an indirect one names the
+    `slot` it reads. `signature` is `ud1`, `SCT` or empty.
+    """
+
+    name: str
+    address: int
+    form: TrampolineForm
+    destination: int | None
+    slot: int | None
+    signature: str
+    code: bytes
+
+
+class Slot(NamedTuple):
+    """Where a key keeps its `func`, and how its value comes to be at run time.
+
+    `file_offset` is where an edit of the value goes: the slot's own bytes, or the addend of its entry in
+    `.rela.dyn` (`by_addend`). `symbol` names the dynamic symbol of a slot whose value only the dynamic
+    linker knows.
+    """
+
+    file_offset: int | None
+    value: int
+    by_addend: bool = False
+    symbol: str = ""
+
+
+class Key(NamedTuple):
+    """One static call: its key, present target and trampoline.
+
+    `name` is without the key's prefix; `func` is the symbol that `slot.value` is the address of.
+    """
+
+    name: str
+    symbol: str
+    address: int
+    slot: Slot
+    func: str | None
+    trampoline: Trampoline | None
+
+
+class TargetKind(StrEnum):
+    """What a key leads to, as far as the bytes at a site depend on it."""
+
+    FUNCTION = "function"
+    NULL = "null"
+    RET0 = "ret0"
+    RUNTIME = "runtime"
+
+
+class Target(NamedTuple):
+    """Where a static call leads or shall lead; `address` is 0 for NULL and for what only run time knows."""
+
+    kind: TargetKind
+    name: str
+    address: int
+
+
+class Dialect(NamedTuple):
+    """The bytes that the code in this very file uses for each state of a site, by evidence where there is any.
+
+    `return_thunk` is the address of `__x86_return_thunk`, `return0` that of `__static_call_return0`,
+    `plain_return` that of `__static_call_return`, None where the image has no such symbol. `release` is the
+    kernel's version.
+    """
+
+    kernel: bool
+    release: tuple[int, int] | None
+    banner: str
+    nop: bytes
+    ret0: bytes
+    return_thunk: int | None
+    return0: int | None
+    plain_return: int | None
+
+
+class Severity(StrEnum):
+    """How bad a finding is."""
+
+    ERROR = "error"
+    WARNING = "warning"
+    NOTE = "note"
+
+
+class Finding(NamedTuple):
+    """Something a person should know about the file; `code` is stable and kebab-case."""
+
+    code: str
+    severity: Severity
+    message: str
+    address: int | None = None
+
+
+class Table(NamedTuple):
+    """Where the records are: linked start and end address, and how that became known."""
+
+    start: int
+    stop: int
+    origin: str
+
+
+class Located(NamedTuple):
+    """Everything that is known of an image's static calls before any judgement."""
+
+    table: Table | None
+    sites: tuple[Site, ...]
+    keys: dict[int, Key]
+    trampolines: dict[int, Trampoline]
+    dialect: Dialect
+    findings: tuple[Finding, ...]
+
+    def key_of(self, site: Site) -> Key | None:
+        """The key a site belongs to, or None where the image does not say."""
+        return None if site.key is None else self.keys.get(site.key)
+
+    def target_of(self, key: Key) -> Target:
+        """What a key leads to at present."""
+        slot = key.slot
+        if slot.symbol:
+            return Target(TargetKind.RUNTIME, slot.symbol, 0)
+        if slot.value == 0:
+            return Target(TargetKind.NULL, "NULL", 0)
+        kind = TargetKind.RET0 if slot.value == self.dialect.return0 else TargetKind.FUNCTION
+        return Target(kind, key.func or f"{slot.value:#x}", slot.value)
+
+
+class PolicyName(StrEnum):
+    """The rules by which a site is patched directly; see `staticcall.classify`."""
+
+    LUTOMIRSKI = "lutomirski"
+    REL32 = "rel32"
+    BLOCK8 = "block8"
+    TORVALDS = "torvalds"
+    KERNEL = "kernel"
+
+
+class Policy(NamedTuple):
+    """A policy and the size in bytes of the cache line it reckons with."""
+
+    name: PolicyName = PolicyName.LUTOMIRSKI
+    line: int = 64
+
+
+class Answer(StrEnum):
+    """What becomes of a site."""
+
+    DIRECT = "direct"
+    TRAMPOLINE = "trampoline"
+    UNDECIDED = "undecided"
+
+
+class Verdict(NamedTuple):
+    """The answer for one site and the kebab-case code of the rule that gave it."""
+
+    answer: Answer
+    reason: str

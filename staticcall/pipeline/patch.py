@@ -1,0 +1,73 @@
+"""read -> locate -> classify -> plan -> write -> verify, in this order, and only then a file appears."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from staticcall.locate import locate
+from staticcall.model.change import Plan, Proof
+from staticcall.model.image import Image
+from staticcall.pipeline.look import Look, judge_for
+from staticcall.plan import Wishes, make_plan, require_wish
+from staticcall.read import open_image, sha256_of
+from staticcall.read.btf import functions_returning
+from staticcall.report.json import render_edits
+from staticcall.write import publish_text, refuse_input_as_output, stage
+
+
+class Patched(NamedTuple):
+    """What a patch did: the plan, and the proof of the output unless there was none."""
+
+    plan: Plan
+    proof: Proof | None
+
+
+def patch_image(path: Path, look: Look, wishes: Wishes, *, output: Path | None, edits: Path | None = None) -> Patched:
+    """Rewrite one file to `output`, or only plan it where `output` is None.
+
+    `output` may be `path` itself, which is then replaced. Nothing appears under `output` or `edits` unless
+    the proof of the whole file held. Raises `UnsafeError` for what would crash later, `VerificationError`
+    when the proof fails.
+    """
+    require_wish(wishes)
+    with open_image(path) as image:
+        located = locate(image, table=look.table)
+        plan = make_plan(image, located, wishes, judge_for(located, look.policy), _returns_value(image))
+        # The edits are sorted and disjoint, and each carries the bytes that it replaces.
+        if output is None:
+            return Patched(plan, None)
+        from staticcall.verify import prove  # noqa: PLC0415 - a plan alone needs neither decoder nor reader
+
+        with stage(path, output, plan.edits) as staged:
+            # The staged file is complete, has a temporary name, and is on its way to the disk.
+            table = (located.table.start, located.table.stop) if look.table and located.table else None
+            proof = prove(path, staged.path, plan.edits, table=table)
+            # Another reader and another decoder found the plan, the whole plan and nothing but the plan.
+            image.source.check_unchanged()
+            if edits is not None:
+                # The undo file first: never a patched file without the way back.
+                publish_text(edits, render_edits(plan, sha256_of(path), sha256_of(staged.path)))
+            staged.publish()
+    return Patched(plan, proof)
+
+
+def output_of(path: Path, output: Path | None, *, in_place: bool) -> Path:
+    """Where the result goes; raises `UsageError` where it would replace the input unasked."""
+    if in_place or output is None:
+        # A link stays a link; what it leads to is replaced.
+        return path.resolve()
+    refuse_input_as_output(path, output)
+    return output
+
+
+def _returns_value(image: Image) -> Callable[[str], bool | None]:
+    """Whether a function returns a value by the image's type data; asked for seldom, so read on demand."""
+
+    @cache
+    def known() -> dict[str, bool]:
+        return functions_returning(image)
+
+    return lambda name: known().get(name)

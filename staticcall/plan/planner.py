@@ -1,0 +1,102 @@
+"""The whole file's plan: wishes in, every key's transaction, one sorted list of disjoint edits out."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
+from typing import Protocol
+
+from staticcall.errors import UnsafeError, UsageError
+from staticcall.model.change import Edit, KeyChange, Plan
+from staticcall.model.image import Image
+from staticcall.model.select import select_keys
+from staticcall.model.sites import Key, Located, Site, Target, TargetKind, Verdict
+from staticcall.plan.safety import check_change
+from staticcall.plan.transaction import Judged, key_edits, refuse_orphans, site_edits, summarize
+from staticcall.plan.wishes import Wishes, resolve_sets
+
+
+class Judge(Protocol):
+    """How a site is judged for a target; the classifier behind a policy."""
+
+    def __call__(self, site: Site, target: TargetKind) -> Verdict:
+        """Return the verdict."""
+        ...
+
+
+def make_plan(
+    image: Image,
+    located: Located,
+    wishes: Wishes,
+    judge: Judge,
+    returns_value: Callable[[str], bool | None],
+) -> Plan:
+    """Plan all that is wished for; the edits are sorted by file offset, disjoint, and change something.
+
+    Raises `UnsafeError` for the first thing that is not safe: a plan is made whole or not at all.
+    """
+    by_key: dict[int, list[Site]] = defaultdict(list)
+    for site in located.sites:
+        if site.key is not None and site.record is not None:
+            by_key[site.key].append(site)
+    targets = resolve_sets(image, located, wishes)
+    edits: list[Edit] = []
+    changes: list[KeyChange] = []
+    for address, target in targets.items():
+        key = located.keys[address]
+        sites = by_key[address]
+        check_change(image, located, key, sites, target, returns_value=returns_value, forced=wishes.forced)
+        judged = [(site, judge(site, target.kind)) for site in sites]
+        refuse_orphans(key, judged, target)
+        own = _set_edits(image, located, key, judged, target)
+        edits += own
+        changes.append(summarize(key, located.target_of(key), target, judged, own))
+    if wishes.bind:
+        for key in select_keys(located.keys.values(), wishes.keys):
+            if key.address not in targets and by_key[key.address]:
+                own, change = _bind(located, key, by_key[key.address], judge)
+                edits += own
+                changes += change
+    return Plan(disjoint(edits), tuple(changes))
+
+
+def _set_edits(image: Image, located: Located, key: Key, judged: Sequence[Judged], target: Target) -> list[Edit]:
+    offset = image.offset_of(key.trampoline.address) if key.trampoline else None
+    return [*site_edits(located, key, judged, target), *key_edits(located, key, target, offset)]
+
+
+def _bind(located: Located, key: Key, sites: Iterable[Site], judge: Judge) -> tuple[list[Edit], list[KeyChange]]:
+    """Send a key's sites straight to where the key leads already; its slot and trampoline stay."""
+    target = located.target_of(key)
+    if target.kind is TargetKind.RUNTIME:
+        # Only the dynamic linker knows where that is; the trampoline reads or jumps there.
+        return [], []
+    judged = [(site, judge(site, target.kind)) for site in sites]
+    edits = site_edits(located, key, judged, target)
+    if edits and any(f.code == "incoherent-key" and f.address == key.address for f in located.findings):
+        raise UnsafeError(
+            f"key {key.name} leads to {target.name} and its trampoline elsewhere, so it is unclear what to bind to",
+            code="incoherent-key",
+            advice=f"say which with --set {key.name}=...",
+        )
+    return edits, [summarize(key, target, target, judged, edits)] if edits else []
+
+
+def disjoint(edits: Iterable[Edit]) -> tuple[Edit, ...]:
+    """Sort the edits by file offset and drop repeated ones; raises `UnsafeError` where two overlap."""
+    ordered = sorted(set(edits), key=lambda edit: edit.file_offset)
+    for before, after in pairwise(ordered):
+        if before.file_offset + len(before.new) > after.file_offset:
+            raise UnsafeError(
+                f"two edits of keys {before.key} and {after.key} overlap at {after.address:#x}",
+                code="overlapping-edits",
+                advice="see the findings of staticcall report",
+            )
+    return tuple(ordered)
+
+
+def require_wish(wishes: Wishes) -> None:
+    """Raise `UsageError` where nothing was asked for."""
+    if not wishes.sets and not wishes.bind:
+        raise UsageError("nothing to patch", advice="give --set KEY=TARGET or --bind")

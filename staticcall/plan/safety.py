@@ -1,0 +1,124 @@
+"""What would crash later, and is refused now with the reason.
+
+Some dangers rest on something the file cannot show; those the user may override by their code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from staticcall.errors import UnsafeError
+from staticcall.model.image import Image
+from staticcall.model.sites import Form, Key, Located, Site, Target, TargetKind
+
+FORCEABLE: Final[dict[str, str]] = {
+    "kaslr-slot": "the kernel is always loaded where it is linked (nokaslr), so a pointer needs no relocation",
+    "null-returns-value": "no caller uses the result of a call that becomes a nop",
+    "target-in-init": "the key is never used after the kernel freed its init memory",
+}
+
+# Sections that a kernel frees after boot.
+_INIT_SECTIONS: Final = (".init.", ".exit.")
+
+
+def check_change(
+    image: Image,
+    located: Located,
+    key: Key,
+    sites: Iterable[Site],
+    target: Target,
+    *,
+    returns_value: Callable[[str], bool | None],
+    forced: frozenset[str],
+) -> None:
+    """Raise `UnsafeError` if leading a key to another target would crash later."""
+    present = located.target_of(key)
+    sites = tuple(sites)
+    checks = (
+        _slot_cannot_be_written(image, key, present, target),
+        _caller_wants_a_value(key, sites, present, target, returns_value),
+        _target_is_freed(image, key, sites, target),
+        _site_is_damaged(located, key, sites),
+    )
+    for danger in checks:
+        if danger is not None and not (danger.code in FORCEABLE and danger.code in forced):
+            raise danger
+
+
+def _slot_cannot_be_written(image: Image, key: Key, present: Target, target: Target) -> UnsafeError | None:
+    slot = key.slot
+    if slot.symbol:
+        return UnsafeError(
+            f"key {key.name} gets its target {slot.symbol} from the dynamic linker",
+            code="slot-resolved-at-run-time",
+            advice="give the target hidden visibility or -Bsymbolic and link again",
+        )
+    if present.address == target.address:
+        return None
+    if slot.file_offset is None:
+        return UnsafeError(
+            f"key {key.name} lies in memory that the file does not store",
+            code="slot-not-in-file",
+            advice="initialise the key and build again",
+        )
+    if bool(present.address) == bool(target.address) or not (image.kernel or image.position_independent):
+        return None
+    if target.address:
+        what = f"key {key.name} is NULL, so nothing relocates its slot and a function's address there stays unrelocated"
+    else:
+        what = f"key {key.name} is not NULL, so its slot is relocated and NULL there becomes the load address"
+    if image.kernel:
+        return UnsafeError(what, code="kaslr-slot", advice="--force kaslr-slot if this kernel never moves")
+    return UnsafeError(what, code="slot-relocation", advice="choose the initial target in the source")
+
+
+def _caller_wants_a_value(
+    key: Key,
+    sites: tuple[Site, ...],
+    present: Target,
+    target: Target,
+    returns_value: Callable[[str], bool | None],
+) -> UnsafeError | None:
+    if target.kind is not TargetKind.NULL or present.kind is TargetKind.NULL or not sites:
+        return None
+    answer = returns_value(present.name)
+    if answer is False:
+        return None
+    reason = "returns a value" if answer else "may return a value, no type data says otherwise"
+    return UnsafeError(
+        f"{present.name}, the target of key {key.name}, {reason}, and NULL would leave its callers with none",
+        code="null-returns-value",
+        advice="use RET0, or --force null-returns-value",
+    )
+
+
+def _target_is_freed(image: Image, key: Key, sites: tuple[Site, ...], target: Target) -> UnsafeError | None:
+    section = image.section_at(target.address) if image.kernel and target.address else None
+    if section is None or not section.name.startswith(_INIT_SECTIONS):
+        return None
+    if all(site.section.startswith(_INIT_SECTIONS) for site in sites):
+        return None
+    return UnsafeError(
+        f"{target.name} lies in {section.name}, which is freed after boot, and key {key.name} is used later",
+        code="target-in-init",
+        advice="choose a target that stays",
+    )
+
+
+def _site_is_damaged(located: Located, key: Key, sites: tuple[Site, ...]) -> UnsafeError | None:
+    for site in sites:
+        instruction = site.instruction
+        foreign = (
+            key.trampoline is not None
+            and instruction.destination in located.trampolines
+            and instruction.destination != key.trampoline.address
+        )
+        if instruction.form is Form.UNKNOWN or foreign:
+            what = "leads to another key's trampoline" if foreign else f"is no static call ({site.code.hex()})"
+            return UnsafeError(
+                f"record {site.record} of key {key.name} at {site.address:#x} {what}",
+                code="damaged-site",
+                advice="see the findings of staticcall report",
+            )
+    return None

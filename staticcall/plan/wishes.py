@@ -1,0 +1,118 @@
+"""What the user asked for, resolved against what the image has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import NamedTuple
+
+from staticcall.abi import elf64, static_call
+from staticcall.errors import UnsafeError, UsageError
+from staticcall.model.image import Image, Symbol
+from staticcall.model.sites import Key, Located, Target, TargetKind
+
+_NULL, _RET0 = "NULL", "RET0"
+
+
+class Wishes(NamedTuple):
+    """`sets` pairs a key's name with a target's; `bind` patches all that is left; `keys` is a glob on names."""
+
+    sets: tuple[tuple[str, str], ...] = ()
+    bind: bool = False
+    keys: str | None = None
+    forced: frozenset[str] = frozenset()
+
+
+def resolve_sets(image: Image, located: Located, wishes: Wishes) -> dict[int, Target]:
+    """Map the address of each key that is to be set to its new target.
+
+    Raises `UnsafeError` for unknown and ambiguous names, with the nearest ones there are.
+    """
+    found: dict[int, Target] = {}
+    for name, wanted in wishes.sets:
+        key = _resolve_key(located, name)
+        if key.address in found:
+            raise UsageError(f"key {key.name} is set twice")
+        found[key.address] = _resolve_target(image, located, wanted)
+    return found
+
+
+def _resolve_key(located: Located, name: str) -> Key:
+    wanted = name.removeprefix(static_call.KEY_PREFIX)
+    matches = [key for key in located.keys.values() if key.name == wanted]
+    if not matches:
+        raise UnsafeError(
+            f"there is no key {name}",
+            code="unknown-key",
+            advice=_suggest(wanted, (key.name for key in located.keys.values())),
+        )
+    if len(matches) > 1:
+        places = ", ".join(f"{key.address:#x}" for key in matches)
+        raise UnsafeError(f"there are several keys {name}: {places}", code="ambiguous-key", advice="none was changed")
+    return matches[0]
+
+
+def _resolve_target(image: Image, located: Located, wanted: str) -> Target:
+    if wanted == _NULL:
+        return Target(TargetKind.NULL, _NULL, 0)
+    return0 = located.dialect.return0
+    if wanted == _RET0:
+        if return0 is None:
+            raise UnsafeError(
+                f"the image has no function {static_call.RETURN0}",
+                code="no-return0",
+                advice="the trampoline needs one to jump to",
+            )
+        return Target(TargetKind.RET0, static_call.RETURN0, return0)
+    symbol = _resolve_function(image, wanted)
+    kind = TargetKind.RET0 if symbol.address == return0 else TargetKind.FUNCTION
+    return Target(kind, symbol.name, symbol.address)
+
+
+def _resolve_function(image: Image, wanted: str) -> Symbol:
+    if wanted.startswith("0x"):
+        return _function_at(image, wanted)
+    symbols = [symbol for symbol in image.symbols.named((wanted,))[wanted] if _is_code(image, symbol)]
+    if not symbols:
+        raise UnsafeError(
+            f"there is no function {wanted}",
+            code="unknown-function",
+            advice=_suggest(wanted, image.symbols.function_names()),
+        )
+    addresses = sorted({symbol.address for symbol in symbols})
+    if len(addresses) > 1:
+        places = ", ".join(f"{address:#x}" for address in addresses)
+        raise UnsafeError(
+            f"there are several functions {wanted}: {places}",
+            code="ambiguous-function",
+            advice="give the address",
+        )
+    return symbols[0]
+
+
+def _function_at(image: Image, wanted: str) -> Symbol:
+    try:
+        address = int(wanted, 16)
+    except ValueError:
+        raise UsageError(f"{wanted} is no address") from None
+    symbol = image.symbols.at({address}).get(address)
+    if symbol is None or not _is_code(image, symbol):
+        raise UnsafeError(
+            f"no function starts at {wanted}", code="unknown-function", advice="give the start of a function"
+        )
+    return symbol
+
+
+def _is_code(image: Image, symbol: Symbol) -> bool:
+    if symbol.type not in (elf64.STT_NOTYPE, elf64.STT_FUNC):
+        return False
+    segment = image.load_at(symbol.address)
+    if segment is None or not segment.flags & elf64.PF_X:
+        return False
+    section = image.section_at(symbol.address)
+    return section is None or section.executable
+
+
+def _suggest(wanted: str, names: Iterable[str]) -> str:
+    near = get_close_matches(wanted, set(names), n=3, cutoff=0.7)
+    return f"did you mean {' or '.join(near)}?" if near else "check the spelling"

@@ -1,0 +1,122 @@
+"""The ELF header and the two tables it points to, checked against the file's size before they are used."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from staticcall.abi import elf64
+from staticcall.errors import MalformedError, UnsupportedError
+from staticcall.model.image import ByteSource, Section, Segment
+
+
+class Header(NamedTuple):
+    """The fields of the ELF header that matter, extended numbering resolved."""
+
+    type: int
+    segments_at: int
+    segment_count: int
+    sections_at: int
+    section_count: int
+    names_index: int
+
+
+def read_header(source: ByteSource) -> Header:
+    """Read and check the ELF header."""
+    if source.size == 0:
+        raise MalformedError("is empty", advice="give an ELF file")
+    ident = source.read(0, min(16, source.size))
+    if ident[:4] != elf64.MAGIC:
+        raise MalformedError("is not an ELF file", offset=0, advice="give an ELF file")
+    if source.size < elf64.HEADER.size:
+        raise MalformedError("ends inside the ELF header", offset=source.size, advice="the file is truncated")
+    fields = elf64.HEADER.unpack(source.read(0, elf64.HEADER.size))
+    _, kind, machine, version, _, phoff, shoff, _, _, phentsize, phnum, shentsize, shnum, shstrndx = fields
+    if ident[4] != elf64.CLASS_64:
+        raise UnsupportedError("is not a 64-bit file", offset=4, advice="only ELF64 x86-64 is supported")
+    if ident[5] != elf64.DATA_LITTLE:
+        raise UnsupportedError("is not little-endian", offset=5, advice="only ELF64 x86-64 is supported")
+    if machine != elf64.EM_X86_64:
+        raise UnsupportedError(f"is for machine {machine}", offset=18, advice="only ELF64 x86-64 is supported")
+    if ident[6] != elf64.EV_CURRENT or version != elf64.EV_CURRENT:
+        raise MalformedError(f"has ELF version {version}", offset=20, advice="the header is damaged")
+    if phnum and phentsize != elf64.SEGMENT.size:
+        raise MalformedError(f"has program headers of {phentsize} bytes", offset=54, advice="the header is damaged")
+    if shoff and shentsize != elf64.SECTION.size:
+        raise MalformedError(f"has section headers of {shentsize} bytes", offset=58, advice="the header is damaged")
+    if shoff and (shnum == 0 or shstrndx == elf64.SHN_XINDEX or phnum == elf64.PN_XNUM):
+        # Counts that do not fit 16 bits are kept in the otherwise unused section 0.
+        first = elf64.SECTION.unpack(_table(source, shoff, elf64.SECTION.size, 1, "section headers"))
+        shnum = shnum or first[5]
+        shstrndx = first[6] if shstrndx == elf64.SHN_XINDEX else shstrndx
+        phnum = first[7] if phnum == elf64.PN_XNUM else phnum
+    return Header(kind, phoff, phnum, shoff, shnum if shoff else 0, shstrndx)
+
+
+def _table(source: ByteSource, offset: int, entry_size: int, count: int, what: str) -> bytes:
+    if offset + entry_size * count > source.size:
+        raise MalformedError(
+            f"the {what} ({count} entries) lie beyond the end of the file",
+            offset=offset,
+            advice="the file is truncated or its header is damaged",
+        )
+    return source.read(offset, entry_size * count)
+
+
+def read_segments(source: ByteSource, header: Header) -> tuple[Segment, ...]:
+    """Read the program headers; every loaded one must lie in the file."""
+    table = _table(source, header.segments_at, elf64.SEGMENT.size, header.segment_count, "program headers")
+    segments = tuple(
+        Segment(kind, flags, offset, address, file_size, memory_size)
+        for kind, flags, offset, address, _, file_size, memory_size, _ in elf64.SEGMENT.iter_unpack(table)
+    )
+    for segment in segments:
+        if segment.offset + segment.file_size > source.size:
+            raise MalformedError(
+                f"the segment at {segment.address:#x} ends beyond the end of the file",
+                offset=segment.offset,
+                advice="the file is truncated or its headers are damaged",
+            )
+        if segment.type == elf64.PT_LOAD and segment.memory_size < segment.file_size:
+            raise MalformedError(
+                f"the segment at {segment.address:#x} is larger in the file than in memory",
+                offset=segment.offset,
+                advice="the program headers are damaged",
+            )
+    return segments
+
+
+def read_sections(source: ByteSource, header: Header) -> tuple[Section, ...]:
+    """Read the section headers with their names; a file may have none."""
+    if not header.section_count:
+        return ()
+    table = _table(source, header.sections_at, elf64.SECTION.size, header.section_count, "section headers")
+    raw = list(elf64.SECTION.iter_unpack(table))
+    names = b""
+    if header.names_index:
+        if header.names_index >= len(raw):
+            raise MalformedError(f"section {header.names_index} for the names does not exist", offset=62)
+        _, kind, _, _, offset, size, *_ = raw[header.names_index]
+        if kind != elf64.SHT_STRTAB:
+            raise MalformedError(f"section {header.names_index} for the names is no string table", offset=62)
+        names = source.read(offset, size)
+    sections = tuple(
+        Section(index, _name(names, name), kind, flags, address, offset, size, link, entry_size)
+        for index, (name, kind, flags, address, offset, size, link, _, _, entry_size) in enumerate(raw)
+    )
+    for section in sections[1:]:
+        if section.type != elf64.SHT_NOBITS and section.offset + section.size > source.size:
+            raise MalformedError(
+                f"section {section.name or section.number} ends beyond the end of the file",
+                offset=section.offset,
+                advice="the file is truncated or its headers are damaged",
+            )
+    return sections
+
+
+def _name(names: bytes, offset: int) -> str:
+    if offset == 0 and not names:
+        return ""
+    end = names.find(b"\0", offset)
+    if end < 0:
+        raise MalformedError(f"a section's name at {offset:#x} runs past the string table")
+    return names[offset:end].decode("utf-8", "backslashreplace")

@@ -1,0 +1,107 @@
+"""Access to the bytes of an input file, without mapping it.
+
+A mapped file that another process truncates kills its reader with SIGBUS; a read only comes back short,
+and that can be said in a sentence.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from staticcall.errors import InputError, MalformedError
+
+# One read ahead serves the many small neighbouring reads of a walk in address order.
+WINDOW = 1 << 18
+
+
+class FileSource:
+    """One open regular file; `read` gives exactly what was asked for or raises `MalformedError`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            # A FIFO would block in open() until somebody writes to it.
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as error:
+            raise InputError(
+                f"cannot be opened: {error.strerror}", path=path, advice="check the name and its permissions"
+            ) from error
+        status = os.fstat(self._descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            os.close(self._descriptor)
+            kind = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+            raise InputError(f"is {kind}", path=path, advice="name an ELF file")
+        self._size = status.st_size
+        self._stamp = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size)
+        self._window_start = 0
+        self._window = b""
+
+    @property
+    def size(self) -> int:
+        """The file's size in bytes when it was opened."""
+        return self._size
+
+    @property
+    def descriptor(self) -> int:
+        """The open file descriptor, for copying."""
+        return self._descriptor
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Return exactly `size` bytes from `offset` on."""
+        if offset < 0 or size < 0 or offset + size > self._size:
+            raise MalformedError(
+                f"{size} bytes are expected where the file has {max(self._size - offset, 0)}",
+                offset=offset,
+                advice="the file is truncated or its headers are wrong",
+            )
+        start = offset - self._window_start
+        if start >= 0 and start + size <= len(self._window):
+            return self._window[start : start + size]
+        if size >= WINDOW:
+            return self._read_exactly(offset, size)
+        self._window = self._read_exactly(offset, min(WINDOW, self._size - offset))
+        self._window_start = offset
+        return self._window[:size]
+
+    def _read_exactly(self, offset: int, size: int) -> bytes:
+        pieces: list[bytes] = []
+        while size:
+            try:
+                piece = os.pread(self._descriptor, size, offset)
+            except OSError as error:
+                raise InputError(f"cannot be read: {error.strerror}", path=self.path, offset=offset) from error
+            if not piece:
+                raise InputError("became shorter while it was read", path=self.path, advice="run again")
+            pieces.append(piece)
+            offset += len(piece)
+            size -= len(piece)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def check_unchanged(self) -> None:
+        """Raise `InputError` if the file was changed since it was opened."""
+        status = os.fstat(self._descriptor)
+        if (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size) != self._stamp:
+            raise InputError("was changed while it was read", path=self.path, advice="run again")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self._descriptor)
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file's content, as 64 hex digits."""
+    from hashlib import file_digest  # noqa: PLC0415 - only asked for with --hash and --edits
+
+    try:
+        with path.open("rb") as stream:
+            return file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", path=path) from error

@@ -1,0 +1,42 @@
+"""The symbol table, column by column."""
+
+from __future__ import annotations
+
+from staticcall.abi import elf64
+from staticcall.errors import MalformedError
+from staticcall.model.image import NO_SYMBOLS, ByteSource, Section, SymbolTable
+
+
+def read_symbols(source: ByteSource, sections: tuple[Section, ...]) -> SymbolTable:
+    """Read `.symtab`, or `.dynsym` in a stripped file, or nothing in a bare one."""
+    for kind in (elf64.SHT_SYMTAB, elf64.SHT_DYNSYM):
+        for section in sections:
+            if section.type == kind and section.size:
+                return _read_table(source, sections, section)
+    return NO_SYMBOLS
+
+
+def _read_table(source: ByteSource, sections: tuple[Section, ...], section: Section) -> SymbolTable:
+    if section.entry_size != elf64.SYMBOL.size or section.size % elf64.SYMBOL.size:
+        raise MalformedError(
+            f"symbol table {section.name} is no array of {elf64.SYMBOL.size}-byte entries",
+            offset=section.offset,
+            advice="the section header is damaged",
+        )
+    if section.link >= len(sections) or sections[section.link].type != elf64.SHT_STRTAB:
+        raise MalformedError(
+            f"symbol table {section.name} names no string table",
+            offset=section.offset,
+            advice="the section header is damaged",
+        )
+    table = source.read(section.offset, section.size)
+    strings = sections[section.link]
+    # An entry is name(4) info(1) other(1) section(2) value(8) size(8): 6 words, 12 half words, 3 quads.
+    return SymbolTable(
+        source.read(strings.offset, strings.size),
+        elf64.column(table, "I", 0, 6),
+        table[4 :: elf64.SYMBOL.size],
+        elf64.column(table, "H", 3, 12),
+        elf64.column(table, "Q", 1, 3),
+        elf64.column(table, "Q", 2, 3),
+    )

@@ -1,0 +1,186 @@
+"""The public JSON: reports, edits files and their schemas.
+
+Rendered in pieces, one line per site and key: a tree of objects for a million sites would not fit.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from importlib.resources import files
+from typing import Any
+
+from staticcall import __version__
+from staticcall.abi import elf64
+from staticcall.errors import MalformedError
+from staticcall.model.change import Edit, EditKind, Plan
+from staticcall.model.report import ImageReport, JudgedSite
+from staticcall.model.sites import Finding, Key, Policy
+from staticcall.report.names import Names, hexadecimal
+
+SCHEMA_VERSION = 1
+SCHEMAS = ("report", "edits")
+
+_compact = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
+
+
+def schema_text(name: str) -> str:
+    """The JSON Schema of a public form, one of `SCHEMAS`, as text."""
+    return files("staticcall.report").joinpath("schemas", f"{name}.schema.json").read_text("utf-8")
+
+
+def render_document(policy: Policy, images: Iterable[str]) -> Iterator[str]:
+    """Rendered images as one JSON document, in pieces."""
+    head = {
+        "schema_version": SCHEMA_VERSION,
+        "tool": {"name": "staticcall", "version": __version__},
+        "policy": {"name": policy.name.value, "line": policy.line},
+    }
+    yield f'{_compact(head)[:-1]},"images":['
+    separator = "\n"
+    for image in images:
+        yield separator + image
+        separator = ",\n"
+    yield "\n]}\n"
+
+
+def render_image(report: ImageReport) -> Iterator[str]:
+    """One image's object, in pieces: one line per site and per key."""
+    image = report.image
+    head: dict[str, object] = {"path": str(image.path)}
+    if report.sha256 is not None:
+        head["sha256"] = report.sha256
+    head |= {
+        "build_id": image.build_id,
+        "elf_type": elf64.TYPE_NAMES[image.elf_type],
+        "machine": "x86_64",
+    }
+    yield _compact(head)[:-1]
+    names = Names(image, report.located, tuple(judged.site for judged in report.sites))
+    bases = report.section_addresses
+    yield from _array("sites", (_site(report, names, bases, judged) for judged in report.sites))
+    yield from _array("keys", (_key(report, key) for key in report.keys))
+    yield f',"summary":{_compact(_summary(report))}'
+    yield from _array("findings", (_finding(finding) for finding in report.findings))
+    yield "}"
+
+
+def _array(name: str, items: Iterable[dict[str, object]]) -> Iterator[str]:
+    yield f',"{name}":['
+    separator = "\n"
+    for item in items:
+        yield separator + _compact(item)
+        separator = ",\n"
+    yield "]"
+
+
+def _site(report: ImageReport, names: Names, bases: dict[str, int], judged: JudgedSite) -> dict[str, object]:
+    site = judged.site
+    key = report.located.key_of(site)
+    return {
+        "record": site.record,
+        "address": hexadecimal(site.address),
+        "section": site.section,
+        "offset": site.address - bases.get(site.section, 0),
+        "file_offset": site.file_offset,
+        "function": names.function(site.address),
+        "key": key.name if key else None,
+        "trampoline": key.trampoline.name if key and key.trampoline else None,
+        "tail": site.tail,
+        "form": site.instruction.form.value,
+        "bytes": site.code.hex(),
+        "length": site.instruction.length,
+        "destination": names.destination(site),
+        "crosses_line": judged.crosses_line,
+        "verdict": judged.verdict.answer.value,
+        "reason": judged.verdict.reason,
+        "sources": [source.value for source in site.sources],
+    }
+
+
+def _key(report: ImageReport, key: Key) -> dict[str, object]:
+    direct, others = report.summary.by_key.get(key.address, (0, 0))
+    return {
+        "name": key.name,
+        "address": hexadecimal(key.address),
+        "func": key.func or hexadecimal(key.slot.value or None),
+        "trampoline": key.trampoline.name if key.trampoline else None,
+        "sites": direct + others,
+    }
+
+
+def _summary(report: ImageReport) -> dict[str, object]:
+    summary = report.summary
+    return {
+        "sites": summary.sites,
+        "direct": summary.direct,
+        "trampoline": summary.trampoline,
+        "undecided": summary.undecided,
+        "crossing": summary.crossing,
+        "forms": summary.forms,
+        "reasons": {reason: count for (_, reason), count in summary.reasons.items()},
+        "keys": summary.keys,
+    }
+
+
+def _finding(finding: Finding) -> dict[str, object]:
+    return {
+        "code": finding.code,
+        "severity": finding.severity.value,
+        "message": finding.message,
+        "address": hexadecimal(finding.address),
+    }
+
+
+def render_edits(plan: Plan, original_sha256: str, patched_sha256: str) -> Iterator[str]:
+    """The edits file, with which `revert` restores the original."""
+    head = {
+        "schema_version": SCHEMA_VERSION,
+        "original_sha256": original_sha256,
+        "patched_sha256": patched_sha256,
+    }
+    yield _compact(head)[:-1]
+    yield from _array("edits", (_edit(edit) for edit in plan.edits))
+    yield "}\n"
+
+
+def _edit(edit: Edit) -> dict[str, object]:
+    return {
+        "file_offset": edit.file_offset,
+        "old": edit.old.hex(),
+        "new": edit.new.hex(),
+        "kind": edit.kind.value,
+        "key": edit.key,
+        "address": hexadecimal(edit.address),
+    }
+
+
+def parse_edits(text: str) -> tuple[str, str, tuple[Edit, ...]]:
+    """Read an edits file: the original's SHA-256, the patched file's, and the edits in file order.
+
+    Raises `MalformedError` for anything that `render_edits` does not write.
+    """
+    try:
+        document: Any = json.loads(text)
+        if document["schema_version"] != SCHEMA_VERSION:
+            raise MalformedError(
+                f"is an edits file of version {document['schema_version']}",
+                advice="use the version that wrote it",
+            )
+        edits = tuple(
+            Edit(
+                int(edit["file_offset"]),
+                bytes.fromhex(edit["old"]),
+                bytes.fromhex(edit["new"]),
+                EditKind(edit["kind"]),
+                str(edit["key"]),
+                int(edit["address"], 16),
+            )
+            for edit in document["edits"]
+        )
+        original, patched = str(document["original_sha256"]), str(document["patched_sha256"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise MalformedError("is not an edits file", advice="give the file that --edits wrote") from error
+    if any(edit.file_offset < 0 or len(edit.old) != len(edit.new) for edit in edits):
+        raise MalformedError("has edits that do not fit", advice="give the file that --edits wrote")
+    return original, patched, edits

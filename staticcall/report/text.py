@@ -1,0 +1,146 @@
+"""The report for a person: the summary first, then why not the rest, then what is odd.
+
+Plain text of stable columns, so that it can be compared and searched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from staticcall.abi import elf64
+from staticcall.model.change import Plan, Proof
+from staticcall.model.reasons import REASONS
+from staticcall.model.report import ImageReport
+from staticcall.model.sites import Answer, Finding, Key
+from staticcall.report.advice import advice_for
+
+# Enough to see what matters on one screen; -v shows all.
+_FEW_KEYS = 10
+_FEW_FINDINGS = 20
+
+
+def render_text(report: ImageReport, *, verbose: bool = False) -> Iterator[str]:
+    """The report of one image."""
+    for line in _image(report, verbose=verbose):
+        yield line.rstrip() + "\n"
+
+
+def _image(report: ImageReport, *, verbose: bool) -> Iterator[str]:
+    summary = report.summary
+    yield from _head(report)
+    if summary.sites:
+        yield ""
+        yield f"policy {report.policy.name.value}, cache line of {report.policy.line} bytes"
+        for answer in (Answer.DIRECT, Answer.TRAMPOLINE, Answer.UNDECIDED):
+            count = sum(n for (kind, _), n in summary.reasons.items() if kind == answer)
+            if count or answer is not Answer.UNDECIDED:
+                yield _share(answer.value, count, summary.sites)
+                yield from _reasons(report, answer)
+        yield ""
+        yield "forms"
+        for form, count in summary.forms.items():
+            yield _share(form, count, summary.sites)
+        yield _share("(crossing a line)", summary.crossing, summary.sites)
+        yield ""
+        yield from _keys(report, verbose=verbose)
+        yield from _advice(report)
+    yield from _findings(report.findings, verbose=verbose)
+
+
+def _head(report: ImageReport) -> Iterator[str]:
+    image, located, summary = report.image, report.located, report.summary
+    yield str(image.path)
+    kind = f"  {elf64.TYPE_NAMES[image.elf_type]} x86_64"
+    release = located.dialect.release
+    if release:
+        kind += f", Linux {release[0]}.{release[1]}"
+    if image.build_id:
+        kind += f", build id {image.build_id}"
+    yield kind
+    table = located.table
+    if table:
+        section = image.section_at(table.start)
+        where = f" in {section.name}" if section else ""
+        yield f"  table at {table.start:#x}{where} ({table.origin})"
+    yield (
+        f"  {summary.sites:,} sites, {summary.keys:,} keys ({summary.keys_used:,} with sites),"
+        f" {len(located.trampolines):,} trampolines"
+    )
+    if report.sha256:
+        yield f"  sha256 {report.sha256}"
+
+
+def _share(name: str, count: int, total: int) -> str:
+    return f"  {name:<28}{count:>11,}  {100 * count / total:5.1f} %"
+
+
+def _reasons(report: ImageReport, answer: Answer) -> Iterator[str]:
+    for (kind, reason), count in report.summary.reasons.items():
+        if kind == answer:
+            yield f"    {reason:<26}{count:>11,}    {REASONS[reason]}"
+
+
+def _keys(report: ImageReport, *, verbose: bool) -> Iterator[str]:
+    by_key = report.summary.by_key
+    used = [key for key in report.keys if key.address in by_key]
+    used.sort(key=lambda key: (-sum(by_key[key.address]), key.name))
+    shown = used if verbose else used[:_FEW_KEYS]
+    yield f"{'keys' if len(shown) == len(used) else 'busiest keys':<40}{'sites':>9}{'direct':>9}   leads to"
+    for key in shown:
+        direct, others = by_key[key.address]
+        yield f"  {key.name:<38}{direct + others:>9,}{direct:>9,}   {_leads_to(report, key)}"
+    if len(shown) < len(used):
+        yield f"  and {len(used) - len(shown):,} more (-v shows all)"
+
+
+def _leads_to(report: ImageReport, key: Key) -> str:
+    return report.located.target_of(key).name
+
+
+def _advice(report: ImageReport) -> Iterator[str]:
+    lines = list(advice_for(report))
+    if lines:
+        yield ""
+        yield "what would make more sites direct"
+        yield from (f"  {line}" for line in lines)
+
+
+def _findings(findings: tuple[Finding, ...], *, verbose: bool) -> Iterator[str]:
+    if not findings:
+        return
+    yield ""
+    yield f"findings ({len(findings):,})"
+    shown = findings if verbose else findings[:_FEW_FINDINGS]
+    for finding in shown:
+        yield f"  {finding.severity.value}: {finding.message} [{finding.code}]"
+    if len(shown) < len(findings):
+        yield f"  and {len(findings) - len(shown):,} more (-v shows all)"
+
+
+def render_plan(plan: Plan, *, verbose: bool = False) -> Iterator[str]:
+    """What a patch changes, key by key."""
+    total = len(plan.changes)
+    moved = [change for change in plan.changes if change.before != change.after]
+    bound = total - len(moved)
+    for change in moved:
+        yield (
+            f"  {change.key.name}: {change.before.name} -> {change.after.name},"
+            f" {change.direct:,} sites direct, {change.by_trampoline:,} by trampoline\n"
+        )
+    if bound:
+        sites = sum(change.direct for change in plan.changes if change.before == change.after)
+        yield f"  {bound:,} keys bound to what they lead to, {sites:,} sites direct\n"
+    if verbose:
+        for edit in plan.edits:
+            yield f"  {edit.file_offset:#010x} {edit.old.hex()} -> {edit.new.hex()} {edit.kind.value} {edit.key}\n"
+    size = sum(len(edit.new) for edit in plan.edits)
+    yield f"  {len(plan.edits):,} edits, {size:,} bytes\n"
+
+
+def render_proof(proof: Proof) -> Iterator[str]:
+    """What the verifier established."""
+    forms = ", ".join(f"{count:,} {form}" for form, count in sorted(proof.sites.items())) or "none"
+    yield (
+        f"verified: {proof.compared:,} bytes compared; changed sites: {forms};"
+        f" changed trampolines: {proof.trampolines:,}; changed keys: {proof.keys:,}\n"
+    )

@@ -1,0 +1,145 @@
+"""What the symbol table says about static calls: the names of keys and trampolines, and the landmarks.
+
+The table is read in one piece and filtered by the string table: a kernel has 190,000 symbols of which a few
+thousand matter. Names may share their ends in the string table, so every occurrence of a wanted text there
+is a candidate and the symbols' own name offsets decide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Container, Iterator, Sequence
+from struct import Struct
+from typing import NamedTuple
+
+from staticcall.abi import static_call as abi
+from staticcall.errors import MalformedError
+from staticcall.verify.layout import Layout, Section
+from staticcall.verify.source import Source
+
+# name, info, section index, value; the size does not matter here
+_SYMBOL = Struct("<IBxHQ8x")
+_NAME = Struct("<I20x")
+_UNDEFINED = 0
+_TYPE_MASK = 0xF
+# STT_SECTION, STT_FILE, STT_TLS: their values are not the addresses of anything callable or stored.
+_OTHER_TYPES = frozenset({3, 4, 6})
+# Up to so many names are searched for in the strings; for more it is cheaper to look at every symbol's name.
+_FEW = 50
+
+
+class Pair(NamedTuple):
+    """The keys and trampolines that share a name; more than one each where the name is local to objects."""
+
+    name: str
+    keys: frozenset[int]
+    trampolines: frozenset[int]
+
+
+class Names(NamedTuple):
+    """Linked addresses by meaning. `table` is the extent that start and stop symbols give, or None."""
+
+    pairs: tuple[Pair, ...]
+    thunks: frozenset[int]
+    return0: frozenset[int]
+    returns: frozenset[int]
+    table: tuple[int, int] | None
+
+
+class _Symbols(NamedTuple):
+    """The raw table, its column of name offsets, and the strings."""
+
+    table: bytes
+    names: list[int]
+    strings: bytes
+
+    def starting_with(self, prefixes: Sequence[str]) -> list[dict[str, frozenset[int]]]:
+        """Return for each prefix the addresses of symbols whose name begins so, by the rest of their name."""
+        places = {at: prefix for prefix in prefixes for at in _occurrences(self.strings, prefix.encode())}
+        found: dict[str, dict[str, set[int]]] = {prefix: {} for prefix in prefixes}
+        for name, address in self._defined(places):
+            prefix = places[name]
+            found[prefix].setdefault(self._text(name + len(prefix)), set()).add(address)
+        return [
+            {rest: frozenset(addresses) for rest, addresses in found[prefix].items()} for prefix in prefixes
+        ]
+
+    def named(self, names: Collection[str]) -> dict[str, frozenset[int]]:
+        """Return the addresses of symbols with these names; every name is in the answer."""
+        found: dict[str, set[int]] = {name: set() for name in names}
+        if len(names) > _FEW:
+            places = {at: text for at in set(self.names) if (text := self._text(at)) in found}
+        else:
+            places = {at: name for name in names for at in _occurrences(self.strings, name.encode() + b"\0")}
+        for name, address in self._defined(places):
+            found[places[name]].add(address)
+        return {name: frozenset(addresses) for name, addresses in found.items()}
+
+    def _defined(self, places: Container[int]) -> Iterator[tuple[int, int]]:
+        """Name offset and address of the defined symbols that have their name at one of these offsets."""
+        for i, name in enumerate(self.names):
+            if name in places:
+                _, info, index, value = _SYMBOL.unpack_from(self.table, i * _SYMBOL.size)
+                if index != _UNDEFINED and info & _TYPE_MASK not in _OTHER_TYPES:
+                    yield name, value
+
+    def _text(self, offset: int) -> str:
+        end = self.strings.find(b"\0", offset)
+        return self.strings[offset : end if end >= 0 else None].decode("utf-8", "backslashreplace")
+
+
+def _occurrences(strings: bytes, text: bytes) -> Iterator[int]:
+    at = strings.find(text)
+    while at >= 0:
+        yield at
+        at = strings.find(text, at + 1)
+
+
+def _symbol_section(layout: Layout) -> Section | None:
+    """Find the full symbol table, or what a stripped image keeps of it for the dynamic linker."""
+    for wanted in ("SHT_SYMTAB", "SHT_DYNSYM"):
+        for section in layout.sections:
+            if section.type == wanted and section.body.size:
+                return section
+    return None
+
+
+def _read(source: Source, layout: Layout) -> _Symbols:
+    section = _symbol_section(layout)
+    if section is None:
+        return _Symbols(b"", [], b"")
+    if section.body.size % _SYMBOL.size or section.link >= len(layout.sections):
+        raise MalformedError("a broken symbol table", path=source.path, offset=section.body.offset)
+    strings = source.read(*layout.sections[section.link].body)
+    table = source.read(*section.body)
+    # One column at once: an object per symbol would be the slowest part of a proof.
+    names = [name for (name,) in _NAME.iter_unpack(table)]
+    return _Symbols(table, names, strings)
+
+
+def read_names(source: Source, layout: Layout) -> Names:
+    """Collect what the symbols say; an image without symbols has no pairs and no landmarks.
+
+    Raises `MalformedError` for a broken symbol table.
+    """
+    symbols = _read(source, layout)
+    landmarks = symbols.named({abi.RETURN_THUNK, abi.RETURN0, abi.PLAIN_RETURN, abi.TABLE_START, abi.TABLE_STOP})
+    start, stop = landmarks[abi.TABLE_START], landmarks[abi.TABLE_STOP]
+    return Names(
+        tuple(_pairs(symbols)),
+        landmarks[abi.RETURN_THUNK],
+        landmarks[abi.RETURN0],
+        landmarks[abi.PLAIN_RETURN],
+        (min(start), min(stop)) if len(start) == len(stop) == 1 else None,
+    )
+
+
+def _pairs(symbols: _Symbols) -> Iterator[Pair]:
+    keys, trampolines, *older = symbols.starting_with(
+        (abi.KEY_PREFIX, abi.TRAMPOLINE_PREFIX, *abi.OLD_TRAMPOLINE_PREFIXES)
+    )
+    for name in sorted(keys.keys() | trampolines.keys()):
+        yield Pair(name, keys.get(name, frozenset()), trampolines.get(name, frozenset()))
+    for old in older:
+        bare = symbols.named(old) if old else {}
+        for name in sorted(old):
+            yield Pair(name, bare[name], old[name])

@@ -1,0 +1,180 @@
+"""The proof: a patched file is its original plus legal, coherent edits of static calls, and nothing else."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from operator import attrgetter
+from pathlib import Path
+from typing import NamedTuple
+
+from staticcall.abi.static_call import SIGNATURE_OFFSET
+from staticcall.errors import VerificationError, about
+from staticcall.model.change import Edit, EditKind, Proof
+from staticcall.verify import rules
+from staticcall.verify.compare import Change, check_disjoint, compare
+from staticcall.verify.decode import Decoded, Decoder, make_decoder
+from staticcall.verify.edits import check_edits
+from staticcall.verify.layout import read_layout
+from staticcall.verify.relocations import Carrier
+from staticcall.verify.scene import (
+    POINTER_SIZE,
+    Record,
+    Scene,
+    Site,
+    Slot,
+    Trampoline,
+    read_scene,
+    read_values,
+)
+from staticcall.verify.source import Source, opened
+
+_OFFSET = attrgetter("offset")
+
+
+class _Rewrite(NamedTuple):
+    """The instruction of a changed site in the original and in the patched file."""
+
+    before: Decoded
+    now: Decoded
+
+
+class _Case(NamedTuple):
+    """What all judgements share: the places, the changed sites among them, both decoder and patched file."""
+
+    scene: Scene
+    sites: dict[int, list[Site]]
+    rewrites: dict[Record, _Rewrite]
+    decode: Decoder
+    patched: Source
+
+
+def prove(
+    original: Path,
+    patched: Path,
+    edits: Sequence[Edit] | None = None,
+    *,
+    table: tuple[int, int] | None = None,
+) -> Proof:
+    """Prove that a patched linked image is its original plus legal edits of static calls.
+
+    With `edits` the differences must also be exactly what they say. `table` gives the linked start and end
+    address of the records where neither section nor symbols do. Raises `VerificationError` where something is
+    not proved, `InputError` and its kin where a file cannot be read. Reads both files in pieces; memory does
+    not grow with them.
+    """
+    with opened(original) as before, opened(patched) as after, about(patched):
+        if before.size != after.size:
+            raise VerificationError(f"the size changed from {before.size} to {after.size} bytes")
+        with about(original):
+            layout = read_layout(before)
+            decode = make_decoder()
+            scene = read_scene(before, after, layout, decode, table)
+        return _judge(scene, before, after, decode, edits)
+
+
+def _judge(scene: Scene, before: Source, after: Source, decode: Decoder, edits: Sequence[Edit] | None) -> Proof:
+    sites: dict[int, list[Site]] = {}
+    for site in scene.sites:
+        sites.setdefault(site.record.key, []).append(site)
+    case = _Case(scene, sites, _rewrites(scene.sites, decode), decode, after)
+    slots = {key for key, slot in scene.slots.items() if slot.before != slot.after}
+    trampolines = {key for key, home in scene.trampolines.items() if home.before != home.after}
+    affected = slots | trampolines | {record.key for record in case.rewrites}
+    changes = sorted((change for key in sorted(affected) for change in _check_call(case, key)), key=_OFFSET)
+    check_disjoint(changes, [*scene.layout.headers, *scene.tables])
+    compared = compare(before, after, changes)
+    if edits is not None:
+        check_edits(before, after, scene.layout, changes, edits)
+    return Proof(
+        compared=compared,
+        sites=dict(Counter(rewrite.now.form.value for rewrite in case.rewrites.values())),
+        trampolines=len(trampolines),
+        keys=len(slots),
+        changed_keys=tuple(sorted(scene.keys[key] for key in affected)),
+    )
+
+
+def _rewrites(sites: Sequence[Site], decode: Decoder) -> dict[Record, _Rewrite]:
+    found = {}
+    for site in sites:
+        if site.before != site.after:
+            # The bytes at hand may reach into the next instruction, so the instruction's length decides.
+            before = decode(site.before, site.record.address)
+            if site.before[: before.length] != site.after[: before.length]:
+                found[site.record] = _Rewrite(before, decode(site.after, site.record.address))
+    return found
+
+
+def _check_call(case: _Case, key: int) -> Iterator[Change]:
+    """Judge one static call that has changed anywhere; its slot, trampoline and every site must agree."""
+    scene = case.scene
+    slot, home = scene.slots.get(key), scene.trampolines.get(key)
+    call = rules.Call(scene.keys[key], key, slot.after if slot else None, home.address if home else None)
+    if slot and slot.before != slot.after:
+        yield _check_slot(scene, call, slot)
+    if home:
+        yield from _check_trampoline(case, call, home)
+    indirect = []
+    for site in case.sites.get(key, []):
+        rewrite = case.rewrites.get(site.record)
+        now = rewrite.now if rewrite else case.decode(site.after, site.record.address)
+        place = rules.Place("the site", site.record.address, site.offset)
+        if rewrite:
+            rules.check_change(place, rewrite.before, now)
+            _check_code(scene, place, now)
+        elif now.form in rules.INDIRECT:
+            indirect.append((place, now))
+            continue
+        rules.check_site(place, call, scene.names, tail=site.record.tail, now=now)
+        if rewrite:
+            before, after = site.before[: now.length], site.after[: now.length]
+            yield Change(site.offset, before, after, EditKind.SITE, call.name, site.record.address, now)
+    _check_indirect(case, call, indirect)
+
+
+def _check_slot(scene: Scene, call: rules.Call, slot: Slot) -> Change:
+    carrier, offset = slot.pointer.carrier, slot.pointer.offset
+    assert offset is not None  # values that only run time knows do not differ
+    place = rules.Place(f"the key of {call.name}", slot.address, offset)
+    before, after = slot.before or 0, slot.after or 0
+    fixed = scene.layout.movable and carrier is Carrier.PLAIN
+    rules.check_target(place, call, scene.layout, was=before, fixed=fixed)
+    kind = EditKind.RELOCATION if carrier is Carrier.ADDEND else EditKind.KEY
+    return Change(
+        offset,
+        before.to_bytes(POINTER_SIZE, "little"),
+        after.to_bytes(POINTER_SIZE, "little"),
+        kind,
+        call.name,
+        slot.address,
+    )
+
+
+def _check_trampoline(case: _Case, call: rules.Call, home: Trampoline) -> Iterator[Change]:
+    changed = home.before != home.after
+    if call.func is None and not changed:
+        return  # it leads where run time says, or through the slot; nothing here says otherwise
+    place = rules.Place("the trampoline", home.address, home.offset)
+    now = case.decode(home.after, home.address)
+    if changed:
+        rules.check_trampoline_change(place, home.before, home.after)
+    rules.check_trampoline(place, call, case.scene.names, home.after, now)
+    if changed:
+        before, after = home.before[:SIGNATURE_OFFSET], home.after[:SIGNATURE_OFFSET]
+        yield Change(home.offset, before, after, EditKind.TRAMPOLINE, call.name, home.address, now)
+
+
+def _check_code(scene: Scene, place: rules.Place, now: Decoded) -> None:
+    if not scene.layout.is_code(place.address, now.length):
+        place.refuse("does not lie in executable code")
+    if now.destination is not None and not scene.layout.is_code(now.destination):
+        place.refuse(f"leads to {now.destination:#x}, where there is no code")
+
+
+def _check_indirect(case: _Case, call: rules.Call, sites: list[tuple[rules.Place, Decoded]]) -> None:
+    pointers = {now.pointer for _, now in sites if now.pointer is not None}
+    values = read_values(case.patched, case.scene.layout, pointers) if pointers else {}
+    for place, now in sites:
+        destination = None if now.pointer is None else values.get(now.pointer)
+        rules.check_indirect_site(place, call, now.pointer, destination)

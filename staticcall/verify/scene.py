@@ -1,0 +1,227 @@
+"""Every place of a static call, with its bytes in both files.
+
+What is where comes from the original alone. That is enough: whatever the proof does not name as a legal place
+must be the same in the patched file, headers, tables and symbols included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from struct import Struct
+from typing import NamedTuple
+
+from staticcall.abi import static_call as abi
+from staticcall.errors import MalformedError
+from staticcall.verify.decode import MOST_BYTES, Decoder
+from staticcall.verify.layout import Layout
+from staticcall.verify.names import Names, read_names
+from staticcall.verify.relocations import Carrier, Pointer, read_pointers
+from staticcall.verify.source import Source, Span
+
+_POINTER = Struct("<Q")
+POINTER_SIZE = _POINTER.size
+
+
+class Record(NamedTuple):
+    """One record of the table, resolved to linked addresses, the flags taken off the key."""
+
+    address: int
+    key: int
+    tail: bool
+
+
+class Site(NamedTuple):
+    """A record's site at a file offset. `before` and `after` hold its instruction and may hold more."""
+
+    record: Record
+    offset: int
+    before: bytes
+    after: bytes
+
+
+class Slot(NamedTuple):
+    """A key's `func`: the address of the slot, what holds its value, and the values themselves.
+
+    The values are None where only run time knows them.
+    """
+
+    address: int
+    pointer: Pointer
+    before: int | None
+    after: int | None
+
+
+class Trampoline(NamedTuple):
+    """A trampoline: its linked address, its file offset and its eight bytes in both files."""
+
+    address: int
+    offset: int
+    before: bytes
+    after: bytes
+
+
+class Scene(NamedTuple):
+    """All places; `keys` names every key by address, slots and trampolines are by their key's address."""
+
+    layout: Layout
+    names: Names
+    tables: tuple[Span, ...]
+    keys: dict[int, str]
+    sites: tuple[Site, ...]
+    slots: dict[int, Slot]
+    trampolines: dict[int, Trampoline]
+
+
+def read_scene(
+    original: Source, patched: Source, layout: Layout, decode: Decoder, table: tuple[int, int] | None
+) -> Scene:
+    """Collect all places; `table` overrides where the records are, in linked addresses.
+
+    Raises `MalformedError` where the original's tables are broken.
+    """
+    names = read_names(original, layout)
+    extents = [table] if table else _tables(layout, names)
+    spans = tuple(_table_span(original, layout, start, stop) for start, stop in extents)
+    records = [
+        record
+        for (start, _), span in zip(extents, spans, strict=True)
+        for record in _records(original.read(*span), start)
+    ]
+    owners = {t: next(iter(p.keys)) for p in names.pairs if len(p.keys) == 1 for t in p.trampolines}
+    # A record may name the trampoline instead of the key, where its object was not allowed to see the key.
+    records = [record._replace(key=owners.get(record.key, record.key)) for record in dict.fromkeys(records)]
+    keys = {record.key: f"{record.key:#x}" for record in records}
+    keys.update({key: pair.name for pair in reversed(names.pairs) for key in pair.keys})
+    sites = tuple(_sites(original, patched, layout, records))
+    slots = _slots(original, patched, layout, sorted(keys))
+    homes = _match_trampolines(layout, names, original, sites, decode)
+    trampolines = _trampolines(original, patched, layout, homes)
+    return Scene(layout, names, spans, keys, sites, slots, trampolines)
+
+
+def _tables(layout: Layout, names: Names) -> list[tuple[int, int]]:
+    """Find the linked extents of all tables: by section, else by the symbols around the one there is."""
+    found = [
+        (section.address, section.address + section.body.size)
+        for section in layout.sections
+        if section.name in abi.TABLE_SECTIONS and section.allocated and section.body.size
+    ]
+    if found or names.table is None:
+        return found
+    return [names.table]
+
+
+def _table_span(source: Source, layout: Layout, start: int, stop: int) -> Span:
+    size = stop - start
+    if size == 0:
+        return Span(0, 0)
+    offset = layout.offset_of(start, size) if size > 0 else None
+    if offset is None or size % abi.RECORD_SIZE:
+        raise MalformedError(f"the table of static call sites at {start:#x} is broken", path=source.path)
+    return Span(offset, size)
+
+
+def _records(table: bytes, start: int) -> Iterator[Record]:
+    for i, (to_site, to_key) in enumerate(abi.RECORD.iter_unpack(table)):
+        here = start + i * abi.RECORD_SIZE
+        key = here + 4 + to_key
+        yield Record(here + to_site, key & abi.NO_FLAGS, bool(key & abi.TAIL_FLAG))
+
+
+def _sites(original: Source, patched: Source, layout: Layout, records: list[Record]) -> Iterator[Site]:
+    """Read the sites in file order; records that lead out of the file stand last, without bytes."""
+    placed = []
+    for record in records:
+        offset = layout.offset_of(record.address)
+        if offset is None:
+            continue
+        placed.append((Span(offset, layout.room_at(record.address, MOST_BYTES)), record))
+    placed.sort()
+    spans = [span for span, _ in placed]
+    befores, afters = original.snippets(spans), patched.snippets(spans)
+    for (span, record), before, after in zip(placed, befores, afters, strict=True):
+        yield Site(record, span.offset, before, after)
+    for record in records:
+        if layout.offset_of(record.address) is None:
+            yield Site(record, 0, b"", b"")
+
+
+def _slots(original: Source, patched: Source, layout: Layout, keys: list[int]) -> dict[int, Slot]:
+    pointers = read_pointers(original, layout, [key for key in keys if layout.is_data(key, POINTER_SIZE)])
+    known = sorted(
+        (Span(pointer.offset, POINTER_SIZE), key) for key, pointer in pointers.items() if pointer.offset is not None
+    )
+    spans = [span for span, _ in known]
+    befores, afters = original.snippets(spans), patched.snippets(spans)
+    slots = {key: Slot(key, pointer, None, None) for key, pointer in pointers.items()}
+    for (_, key), before, after in zip(known, befores, afters, strict=True):
+        slots[key] = Slot(key, pointers[key], *_POINTER.unpack(before), *_POINTER.unpack(after))
+    return slots
+
+
+def read_values(source: Source, layout: Layout, addresses: set[int]) -> dict[int, int | None]:
+    """Tell what the pointers at these linked addresses lead to, for a symbol this file's own definition."""
+    found: dict[int, int | None] = {}
+    for address, pointer in read_pointers(source, layout, addresses).items():
+        if pointer.offset is None:
+            found[address] = pointer.guess if pointer.carrier is Carrier.SYMBOL else None
+        else:
+            (found[address],) = _POINTER.unpack(source.read(pointer.offset, POINTER_SIZE))
+    return found
+
+
+def _match_trampolines(
+    layout: Layout, names: Names, source: Source, sites: tuple[Site, ...], decode: Decoder
+) -> dict[int, int]:
+    """Which trampoline is whose: by name, and where names are missing or ambiguous by where sites lead.
+
+    A trampoline that two keys lay claim to, or a key with two trampolines, is nobody's: a change there could
+    not be judged.
+    """
+    claims: dict[int, set[int]] = {}
+    candidates: dict[int, set[int]] = {}
+    for pair in names.pairs:
+        unique = len(pair.keys) == len(pair.trampolines) == 1
+        for key in pair.keys:
+            (claims if unique else candidates).setdefault(key, set()).update(pair.trampolines)
+    named = frozenset(claims)
+    taken = {home for homes in claims.values() for home in homes}
+    for site in sites:
+        key = site.record.key
+        if key in named:
+            continue
+        home = decode(site.before, site.record.address).destination
+        if home is None or home in taken:
+            continue
+        choice = candidates.get(key)
+        if home in choice if choice else _signed(layout, source, home):
+            claims.setdefault(key, set()).add(home)
+    owners: dict[int, set[int]] = {}
+    for key, homes in claims.items():
+        for home in homes:
+            owners.setdefault(home, set()).add(key)
+    return {key: home for key, homes in claims.items() for home in homes if len(homes) == 1 and len(owners[home]) == 1}
+
+
+def _signed(layout: Layout, source: Source, address: int) -> bool:
+    """Whether the eight bytes at a linked address carry a trampoline's signature."""
+    offset = layout.offset_of(address, abi.TRAMPOLINE_SIZE)
+    if offset is None:
+        return False
+    at = abi.SIGNATURE_OFFSET
+    return source.read(offset + at, abi.TRAMPOLINE_SIZE - at) in abi.SIGNATURES
+
+
+def _trampolines(original: Source, patched: Source, layout: Layout, homes: dict[int, int]) -> dict[int, Trampoline]:
+    placed = []
+    for key, address in homes.items():
+        offset = layout.offset_of(address, abi.TRAMPOLINE_SIZE)
+        if offset is not None and layout.is_code(address, abi.TRAMPOLINE_SIZE):
+            placed.append((Span(offset, abi.TRAMPOLINE_SIZE), key))
+    placed.sort()
+    spans = [span for span, _ in placed]
+    befores, afters = original.snippets(spans), patched.snippets(spans)
+    return {
+        key: Trampoline(homes[key], span.offset, before, after)
+        for (span, key), before, after in zip(placed, befores, afters, strict=True)
+    }

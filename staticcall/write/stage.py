@@ -1,0 +1,159 @@
+"""A new file is staged beside its place, and published by one rename once it was proved.
+
+The name only ever shows the old file or the complete new one. The copy is made by the kernel where it can
+(copy_file_range), and is carried to the disk in the background while it is being proved.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import stat
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+from staticcall.errors import InputError, OutputError, UsageError
+from staticcall.model.change import Edit
+
+_CHUNK = 1 << 26
+_COPY_MODE = 0o7777
+
+
+class Staged:
+    """A complete file under a temporary name, on its way to the disk."""
+
+    def __init__(self, path: Path, target: Path, flushed: Future[None]) -> None:
+        self.path = path
+        self._target = target
+        self._flushed = flushed
+
+    def publish(self) -> None:
+        """Wait until the file is on the disk, then give it its name in one step."""
+        with _failing_as_output(self._target):
+            self._flushed.result()
+            self.path.replace(self._target)
+            _flush_directory(self._target.parent)
+
+
+@contextmanager
+def stage(source: Path, target: Path, edits: Iterable[Edit]) -> Iterator[Staged]:
+    """Copy `source` with the edits applied to a temporary file beside `target`.
+
+    The mode is the source's. The temporary file is removed again unless it was published. Raises
+    `InputError` when the source does not hold an edit's old bytes, `OutputError` when anything cannot be
+    written.
+    """
+    with _failing_as_output(target):
+        descriptor, path = _open_beside(target)
+    try:
+        with ThreadPoolExecutor(1) as background:
+            try:
+                with _failing_as_output(target):
+                    _fill(source, descriptor, edits)
+                yield Staged(path, target, background.submit(os.fsync, descriptor))
+            finally:
+                background.shutdown(wait=True)
+    finally:
+        os.close(descriptor)
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()
+
+
+def publish_text(target: Path, text: Iterable[str]) -> None:
+    """Write a text file atomically; raises `OutputError`."""
+    with _failing_as_output(target):
+        descriptor, path = _open_beside(target)
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+                os.fchmod(stream.fileno(), 0o666 & ~_umask())
+                stream.writelines(text)
+                stream.flush()
+                os.fsync(stream.fileno())
+            path.replace(target)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                path.unlink()
+
+
+def refuse_input_as_output(source: Path, target: Path) -> None:
+    """Raise `UsageError` where writing `target` would replace the input."""
+    with contextlib.suppress(OSError):
+        if source.samefile(target):
+            raise UsageError(f"is the input as well as the output {target}", path=source, advice="use --in-place")
+
+
+@contextmanager
+def _failing_as_output(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"cannot be written: {error.strerror}", path=target, advice="nothing was published"
+        ) from error
+
+
+def _open_beside(target: Path) -> tuple[int, Path]:
+    if target.is_dir():
+        raise OutputError("cannot be written: is a directory", path=target, advice="name a file")
+    path = target.with_name(f".{target.name[:200]}.{secrets.token_hex(6)}.staticcall")
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), path
+
+
+def _fill(source: Path, descriptor: int, edits: Iterable[Edit]) -> None:
+    with source.open("rb") as original:
+        status = os.fstat(original.fileno())
+        _copy(original.fileno(), descriptor, status.st_size)
+    for edit in edits:
+        if os.pread(descriptor, len(edit.old), edit.file_offset) != edit.old:
+            raise InputError(
+                "does not hold the bytes that the plan starts from",
+                path=source,
+                offset=edit.file_offset,
+                advice="it was changed meanwhile; run again",
+            )
+        _write_all(descriptor, edit.new, edit.file_offset)
+    os.fchmod(descriptor, stat.S_IMODE(status.st_mode) & _COPY_MODE)
+
+
+def _write_all(descriptor: int, data: bytes, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(descriptor, view, offset)
+        view, offset = view[written:], offset + written
+
+
+def _copy(source: int, target: int, size: int) -> None:
+    """Copy `size` bytes from the start of one file to that of another."""
+    done = 0
+    try:
+        while done < size:
+            copied = os.copy_file_range(source, target, min(_CHUNK, size - done), done, done)
+            if not copied:
+                break
+            done += copied
+    except OSError:
+        # Not between these two file systems, or not at all in this kernel; a full disk shows up again below.
+        pass
+    while done < size:
+        data = os.pread(source, min(1 << 20, size - done), done)
+        if not data:
+            break
+        _write_all(target, data, done)
+        done += len(data)
+
+
+def _flush_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
