@@ -56,8 +56,8 @@ R_X86_64_64, R_X86_64_RELATIVE = 1, 8
 NT_GNU_BUILD_ID = 3
 
 
-def column(table: bytes, code: str, start: int, step: int) -> list[int]:
-    """One field of every entry of a table, read at once.
+def column(table: bytes, code: str, start: int, step: int) -> array[int]:
+    """One field of every entry of a table, copied at once.
 
     `code` is an `array` type code (`I` 4 bytes, `Q` 8, `H` 2, `q` 8 signed), `start` and `step` count in
     units of it. The table's length must be a multiple of the unit.
@@ -66,4 +66,4 @@ def column(table: bytes, code: str, start: int, step: int) -> list[int]:
     cells.frombytes(table)
     if sys.byteorder == "big":
         cells.byteswap()
-    return cells[start::step].tolist()
+    return cells[start::step]

@@ -61,6 +61,16 @@ WARN_TRAP: Final = bytes.fromhex("67480fb93a")
 RET_SITE: Final = bytes.fromhex("c3cccccccc")
 RET_TRAMPOLINE: Final = bytes.fromhex("c3cc909090")
 
+# Where the names above can be found in a string table: a rare piece of each, and how many bytes of the name
+# stand before it. Searching for the pieces is several times faster than for the names, which begin alike.
+SYMBOL_STEMS: Final = (
+    (rb"SC[KT]__", (2,)),
+    (rb"c_call_(?:sites|return|tramp_)", (7, 9, 12, 13)),
+    (rb"x86_return_thunk\0", (2,)),
+    (rb"xor5rax\0", (0,)),
+    (rb"linux_banner\0", (0,)),
+)
+
 # Constants of the kernel's own code, so the bytes that this very kernel accepts and writes.
 XOR_SYMBOL: Final = "xor5rax"
 XOR_SIZE: Final = 5

@@ -16,6 +16,7 @@ and section 2.1.1 on prefixes.
 
 from __future__ import annotations
 
+from struct import Struct
 from typing import Final
 
 from staticcall.abi.static_call import NOP5, RET0_FORMS, WARN_TRAP
@@ -45,6 +46,9 @@ NO_EFFECT_PREFIXES: Final = frozenset({0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65, 0x67,
 MAX_INSTRUCTION: Final = 15
 
 _RET_PADDED: Final = bytes([RET, INT3, INT3, INT3, INT3])
+# Opcode and displacement of a call or jmp without prefixes.
+BRANCH: Final = Struct("<Bi")
+_PLAIN_BRANCHES: Final = {CALL_REL32: Form.CALL, JMP_REL32: Form.TAIL_JMP}
 # What a call site holds instead of a call. The xor begins with prefixes, so it is asked for before they are skipped.
 _WHOLE: Final = {NOP5: Form.NOP, **dict.fromkeys(RET0_FORMS, Form.RET0), WARN_TRAP: Form.WARN_TRAP}
 
@@ -59,8 +63,11 @@ def decode(code: bytes, address: int) -> Instruction:
     `code` holds its bytes and may hold more. Anything that a static call is not made of comes back as
     `Form.UNKNOWN` with the length of all bytes that a site may occupy.
     """
-    if len(code) >= CALL_SIZE and code[0] == CALL_REL32:  # nearly all there are, so first
-        return Instruction(Form.CALL, CALL_SIZE, 0, address + CALL_SIZE + _relative(code, 1, REL32_SIZE))
+    if len(code) >= CALL_SIZE:
+        first, displacement = BRANCH.unpack_from(code)
+        form = _PLAIN_BRANCHES.get(first)
+        if form is not None:  # nearly all there are, so first
+            return Instruction(form, CALL_SIZE, 0, address + CALL_SIZE + displacement)
     opcode = 0
     while (form := _WHOLE.get(code[opcode : opcode + CALL_SIZE])) is None:
         if opcode >= len(code) or code[opcode] not in NO_EFFECT_PREFIXES:

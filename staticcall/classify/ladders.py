@@ -7,25 +7,43 @@ torvalds    a call behind a prefix that does nothing; lines do not matter (Linus
 kernel      every form that mainline patches since 5.10; lines do not matter
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Final, NamedTuple
 
 from staticcall.abi import x86
+from staticcall.abi.static_call import TAIL_FLAG
 from staticcall.model.sites import Answer, Dialect, Form, Policy, PolicyName, Site, TargetKind, Verdict
 
 BLOCK = 8
 
 
 class Question(NamedTuple):
-    """One site, what its key leads to, and what the answer depends on besides."""
+    """All that an answer depends on, and nothing else: sites that agree in this share their verdict.
 
-    site: Site
+    `place` is the address of the instruction modulo the larger of line and block.
+    """
+
+    form: Form
+    length: int
+    opcode: int
+    place: int
+    line: int
+    recorded: bool
+    tail: bool
     by_trampoline: bool
     target: TargetKind
-    line: int
-    dialect: Dialect
+    return_thunks: bool
+
+    @property
+    def has_rel32(self) -> bool:
+        """Whether the instruction is a direct branch with a displacement of four bytes."""
+        if self.form is Form.JCC:
+            return self.length - self.opcode == x86.JCC_SIZE
+        return self.form in (Form.CALL, Form.PREFIXED_CALL, Form.TAIL_JMP)
+
+    def rel32_crosses(self, block: int) -> bool:
+        """Whether the displacement, the instruction's last four bytes, touches more than one block."""
+        return x86.crosses(self.place + self.length - x86.REL32_SIZE, x86.REL32_SIZE, block)
 
 
 Rule = Callable[[Question], Verdict | None]
@@ -34,77 +52,54 @@ _DIRECT, _TRAMPOLINE = Answer.DIRECT, Answer.TRAMPOLINE
 
 
 def _not_recorded(question: Question) -> Verdict | None:
-    return Verdict(_TRAMPOLINE, "not-recorded") if question.site.record is None else None
+    return None if question.recorded else Verdict(_TRAMPOLINE, "not-recorded")
 
 
 def _unknown_instruction(question: Question) -> Verdict | None:
-    form = question.site.instruction.form
-    return Verdict(_TRAMPOLINE, "unknown-instruction") if form is Form.UNKNOWN else None
+    return Verdict(_TRAMPOLINE, "unknown-instruction") if question.form is Form.UNKNOWN else None
 
 
 def _warn_trap(question: Question) -> Verdict | None:
-    return Verdict(_TRAMPOLINE, "warn-trap") if question.site.instruction.form is Form.WARN_TRAP else None
+    return Verdict(_TRAMPOLINE, "warn-trap") if question.form is Form.WARN_TRAP else None
 
 
 def _already_direct(question: Question) -> Verdict | None:
-    instruction = question.site.instruction
-    patched = instruction.form in (Form.NOP, Form.RET, Form.RET0) or (
-        _has_rel32(question.site) and not question.by_trampoline
-    )
+    replaced = question.form in (Form.NOP, Form.RET, Form.RET0)
+    patched = replaced or (question.has_rel32 and not question.by_trampoline)
     return Verdict(_DIRECT, "already-direct") if patched else None
-
-
-def _has_rel32(site: Site) -> bool:
-    form, length = site.instruction.form, site.instruction.length
-    if form is Form.JCC:
-        return length - site.instruction.opcode == x86.JCC_SIZE
-    return form in (Form.CALL, Form.PREFIXED_CALL, Form.TAIL_JMP)
 
 
 def _opcode_not_e8(question: Question) -> Verdict | None:
     # A prefix is no part of the opcode, and the displacement behind it is rewritten all the same.
-    is_call = question.site.instruction.form in (Form.CALL, Form.PREFIXED_CALL)
+    is_call = question.form in (Form.CALL, Form.PREFIXED_CALL)
     return None if is_call else Verdict(_TRAMPOLINE, "opcode-not-e8")
 
 
 def _crosses_line(question: Question) -> Verdict | None:
-    site = question.site
-    crossing = x86.crosses(site.address, site.instruction.length, question.line)
+    crossing = x86.crosses(question.place, question.length, question.line)
     return Verdict(_TRAMPOLINE, "crosses-line") if crossing else None
 
 
-def _rel32_crosses(site: Site, block: int) -> bool:
-    return x86.crosses(site.address + site.instruction.length - x86.REL32_SIZE, x86.REL32_SIZE, block)
-
-
 def _rel32_crosses_line(question: Question) -> Verdict | None:
-    crossing = _rel32_crosses(question.site, question.line)
-    return Verdict(_TRAMPOLINE, "rel32-crosses-line") if crossing else None
+    return Verdict(_TRAMPOLINE, "rel32-crosses-line") if question.rel32_crosses(question.line) else None
 
 
 def _rel32_crosses_block(question: Question) -> Verdict | None:
-    return Verdict(_TRAMPOLINE, "rel32-crosses-block") if _rel32_crosses(question.site, BLOCK) else None
+    return Verdict(_TRAMPOLINE, "rel32-crosses-block") if question.rel32_crosses(BLOCK) else None
 
 
 def _no_prefix(question: Question) -> Verdict | None:
-    prefixed = question.site.instruction.form is Form.PREFIXED_CALL
-    return None if prefixed else Verdict(_TRAMPOLINE, "no-prefix")
+    return None if question.form is Form.PREFIXED_CALL else Verdict(_TRAMPOLINE, "no-prefix")
 
 
 def _not_a_kernel_form(question: Question) -> Verdict | None:
-    site = question.site
-    wanted = site.instruction.opcode == 0 and _has_rel32(site)
+    wanted = question.opcode == 0 and question.has_rel32
     return None if wanted else Verdict(_TRAMPOLINE, "not-a-kernel-form")
 
 
 def _return_form_chosen_at_boot(question: Question) -> Verdict | None:
     # A kernel with return thunks writes `ret` or a jmp to the thunk that the processor needs.
-    chosen = (
-        question.site.tail
-        and question.target is TargetKind.NULL
-        and question.dialect.kernel
-        and question.dialect.return_thunk is not None
-    )
+    chosen = question.tail and question.target is TargetKind.NULL and question.return_thunks
     return Verdict(_TRAMPOLINE, "return-form-chosen-at-boot") if chosen else None
 
 
@@ -126,15 +121,49 @@ LADDERS: Final[Mapping[PolicyName, tuple[Rule, ...]]] = {
 }
 
 
-def classify(site: Site, *, policy: Policy, target: TargetKind, by_trampoline: bool, dialect: Dialect) -> Verdict:
-    """Judge one site.
+def classify(
+    sites: Iterable[Site],
+    *,
+    policy: Policy,
+    dialect: Dialect,
+    trampolines: Container[int],
+    target_of: Callable[[int | None], TargetKind],
+) -> list[Verdict]:
+    """Judge sites; the verdicts come in their order.
 
-    `target` is what the site's key leads to, or shall lead to; `by_trampoline` says whether the instruction
-    leads to a trampoline at present.
+    `trampolines` are the addresses of all trampolines, `target_of` says what a key (by its address) leads to
+    or shall lead to.
     """
-    question = Question(site, by_trampoline, target, policy.line, dialect)
-    for rule in LADDERS[policy.name]:
+    period = max(policy.line, BLOCK)
+    return_thunks = dialect.kernel and dialect.return_thunk is not None
+    verdicts: list[Verdict] = []
+    known: dict[tuple[object, ...], Verdict] = {}
+    for record, address, _, _, key, flags, (form, length, opcode, destination, _), _, _ in sites:
+        # Ten thousand sites ask a few hundred different questions.
+        place, by_trampoline, target = address % period, destination in trampolines, target_of(key)
+        case = (form, length, opcode, place, record is None, flags, by_trampoline, target)
+        verdict = known.get(case)
+        if verdict is None:
+            question = Question(
+                form,
+                length,
+                opcode,
+                place,
+                policy.line,
+                record is not None,
+                bool(flags & TAIL_FLAG),
+                by_trampoline,
+                target,
+                return_thunks,
+            )
+            verdict = known[case] = _climb(LADDERS[policy.name], question)
+        verdicts.append(verdict)
+    return verdicts
+
+
+def _climb(ladder: tuple[Rule, ...], question: Question) -> Verdict:
+    for rule in ladder:
         verdict = rule(question)
         if verdict is not None:
             return verdict
-    raise AssertionError(f"the ladder of {policy.name} has an end without an answer")
+    raise AssertionError("a ladder has an end without an answer")

@@ -23,17 +23,18 @@ def locate(image: Image, *, table: str | None = None, scan: bool = False) -> Loc
     """Locate every static call of a linked image.
 
     `table` is START:STOP, two addresses in hex or two symbols, for an image that does not say itself where
-    its records are. With `scan` the code is searched as well. Raises `MalformedError` for a table that
-    cannot be one, and `UsageError` for a `table` that names nothing.
+    its records are. With `scan` the code is searched as well. The sites come in order of their addresses.
+    Raises `MalformedError` for a table that cannot be one, and `UsageError` for a `table` that names nothing.
     """
-    place = find_table(image, table)
-    records = read_records(image, place) if place else ()
-    dialect = read_dialect(image)
-    symbols = image.symbols.starting_with((static_call.KEY_PREFIX, *static_call.TRAMPOLINE_PREFIXES))
+    # One walk over the symbol table for all that has a name; a walk is a tenth of a report's time.
+    symbols = image.symbols.matching(static_call.SYMBOL_STEMS)
+    named = {symbol.name: symbol for symbol in reversed(symbols)}
+    place = find_table(image, named, table)
+    records = read_records(image, place) if place else []
+    dialect = read_dialect(image, named)
     trampolines = locate_trampolines(image, symbols)
     sites = sites_of(image, records)
-    # Every record's destination has a name in an image with symbols. Where it has none, its bytes may still
-    # say that it is a trampoline.
+    # Where a destination has no name, its bytes may still say that it is a trampoline.
     trampolines |= trampolines_behind(image, sites, trampolines)
     keys = locate_keys(image, symbols, records, trampolines, sites)
     if scan:

@@ -7,25 +7,18 @@ banner. Only where both are missing the present form is assumed.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 from staticcall.abi import static_call
-from staticcall.model.image import Image
+from staticcall.model.image import Image, Symbol
 from staticcall.model.sites import Dialect
 
 _VERSION = re.compile(r"Linux version (\d+)\.(\d+)")
 
 
-def read_dialect(image: Image) -> Dialect:
-    """Collect the evidence; costs one look-up of a few names in the symbol table."""
-    names = (
-        static_call.RETURN_THUNK,
-        static_call.RETURN0,
-        static_call.PLAIN_RETURN,
-        static_call.XOR_SYMBOL,
-        static_call.BANNER_SYMBOL,
-    )
-    found = image.symbols.named(names)
-    addresses = {name: symbols[0].address for name, symbols in found.items() if symbols}
+def read_dialect(image: Image, symbols: Mapping[str, Symbol]) -> Dialect:
+    """Collect the evidence; `symbols` are those of the image that have one of the names concerned."""
+    addresses = {name: symbol.address for name, symbol in symbols.items()}
     banner = _banner(image, addresses.get(static_call.BANNER_SYMBOL))
     match = _VERSION.match(banner)
     release = (int(match[1]), int(match[2])) if match else None

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from staticcall.abi import elf64, static_call
 from staticcall.errors import MalformedError
 from staticcall.locate.table import Record
-from staticcall.model.image import Image, Symbol
+from staticcall.model.image import Image, Relocation, Symbol
 from staticcall.model.sites import Key, Site, Slot, Trampoline
 
 
@@ -25,22 +25,19 @@ def locate_keys(
     nameless = addresses - symbols.keys()
     if nameless:
         # The old generation gave the key the bare name; a record may also name a trampoline.
-        symbols |= {address: symbol.name for address, symbol in image.symbols.at(nameless).items()}
-    slots = {address: read_slot(image, address) for address in sorted(addresses | symbols.keys())}
-    functions = image.symbols.at({slot.value for slot in slots.values() if slot.value and not slot.symbol})
+        symbols |= image.symbols.names_at(nameless)
+    slots = read_slots(image, sorted(addresses | symbols.keys()))
     by_name = {trampoline.name: trampoline for trampoline in trampolines.values() if trampoline.name}
     by_site = _trampolines_by_site(trampolines, sites)
     keys: dict[int, Key] = {}
     for address, slot in slots.items():
         symbol = symbols.get(address, "")
         name = symbol.removeprefix(prefix) or f"{address:#x}"
-        function = functions.get(slot.value)
         keys[address] = Key(
             name,
             symbol,
             address,
             slot,
-            slot.symbol or (function.name if function else None),
             by_name.get(name) or by_site.get(address),
         )
     return keys
@@ -58,25 +55,32 @@ def _trampolines_by_site(trampolines: dict[int, Trampoline], sites: Iterable[Sit
     return found
 
 
-def read_slot(image: Image, address: int) -> Slot:
-    """Read `func`, the first eight bytes of a key.
+def read_slots(image: Image, addresses: Iterable[int]) -> dict[int, Slot]:
+    """Read `func`, the first eight bytes of each key, for linked addresses in ascending order.
 
     In a position-independent image the value is the addend of the slot's relocation, or with `.relr.dyn` the
     slot's own bytes. A slot that the file does not store (`.bss`) is 0 and cannot be edited.
     """
-    relocation = image.relocations.get(address)
-    offset = image.offset_of(address, elf64.POINTER_SIZE)
-    if relocation is not None and relocation.file_offset is not None:
-        if relocation.type == elf64.R_X86_64_RELATIVE:
-            value = relocation.addend & 0xFFFFFFFFFFFFFFFF
-            return Slot(relocation.file_offset + elf64.RELA_ADDEND_OFFSET, value, by_addend=True)
-        return Slot(None, 0, symbol=relocation.symbol or f"relocation type {relocation.type}")
-    if offset is None:
-        if not image.in_memory(address):
+    slots: dict[int, Slot] = {}
+    unpack = elf64.POINTER.unpack
+    for address, offset, code in image.read_each(addresses, elf64.POINTER_SIZE):
+        relocation = image.relocations.get(address)
+        if relocation is not None and relocation.file_offset is not None:
+            slots[address] = _relocated_slot(relocation, relocation.file_offset)
+        elif len(code) == elf64.POINTER_SIZE:
+            slots[address] = Slot(offset, unpack(code)[0])
+        elif image.in_memory(address):
+            slots[address] = Slot(None, 0)
+        else:
             raise MalformedError(
                 f"a record's key at {address:#x} lies outside of what the file loads",
                 advice="the table is damaged or --table names another place",
             )
-        return Slot(None, 0)
-    value = elf64.POINTER.unpack(image.source.read(offset, elf64.POINTER_SIZE))[0]
-    return Slot(offset, value)
+    return slots
+
+
+def _relocated_slot(relocation: Relocation, entry_offset: int) -> Slot:
+    if relocation.type == elf64.R_X86_64_RELATIVE:
+        value = relocation.addend & 0xFFFFFFFFFFFFFFFF
+        return Slot(entry_offset + elf64.RELA_ADDEND_OFFSET, value, by_addend=True)
+    return Slot(None, 0, symbol=relocation.symbol or f"relocation type {relocation.type}")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 
+from staticcall.abi import static_call
 from staticcall.model.image import Image
 from staticcall.model.sites import (
     Finding,
@@ -50,12 +51,35 @@ def findings_of(image: Image, located: Located) -> tuple[Finding, ...]:
     if located.table is None:
         findings.append(Finding("no-table", Severity.WARNING, "the image has trampolines and no table of sites"))
     findings += _about_trampolines(located)
-    findings += _about_keys(located)
-    code = {section.name for section in image.sections if section.executable} or {""}
-    for site in located.sites:
-        findings += _about_site(located, site, site.section in code)
+    incoherent = [key for key in located.keys.values() if key.trampoline and not coherent(located, key, key.trampoline)]
+    odd = list(_odd_sites(image, located))
+    names: Mapping[int, str] = {}
+    if incoherent or odd:
+        names = image.symbols.names_at(key.slot.value for key in located.keys.values())
+    findings += (_about_key(located, key, names) for key in incoherent)
+    for site, in_code in odd:
+        findings += _about_site(located, site, names, in_code=in_code)
     findings += _about_overlaps(located)
     return tuple(findings)
+
+
+def _odd_sites(image: Image, located: Located) -> Iterator[tuple[Site, bool]]:
+    """The sites that need a second look, each with whether it lies in code.
+
+    Nearly every site is a recorded call or jump to its own key's trampoline, and nothing can be said about it.
+    """
+    code = {section.name for section in image.sections if section.executable} or {""}
+    own = {address: key.trampoline.address for address, key in located.keys.items() if key.trampoline}
+    for site in located.sites:
+        record, _, _, section, key, flags, (form, _, _, destination, _), _, _ = site
+        in_code = section in code
+        plain = _PLAIN.get(form) == flags and destination == own.get(key or 0)
+        if not plain or record is None or not in_code:
+            yield site, in_code
+
+
+# The forms that compilers make of a static call, with the flags that their records carry.
+_PLAIN = {Form.CALL: 0, Form.TAIL_JMP: static_call.TAIL_FLAG}
 
 
 def _about_trampolines(located: Located) -> Iterator[Finding]:
@@ -69,30 +93,26 @@ def _about_trampolines(located: Located) -> Iterator[Finding]:
             )
 
 
-def _about_keys(located: Located) -> Iterator[Finding]:
-    for key in located.keys.values():
-        if key.trampoline is not None and not coherent(located, key, key.trampoline):
-            target = located.target_of(key)
-            yield Finding(
-                "incoherent-key",
-                Severity.WARNING,
-                f"key {key.name} leads to {target.name} and its trampoline elsewhere",
-                key.address,
-            )
+def _about_key(located: Located, key: Key, names: Mapping[int, str]) -> Finding:
+    target = located.target_of(key, names)
+    message = f"key {key.name} leads to {target.name} and its trampoline elsewhere"
+    return Finding("incoherent-key", Severity.WARNING, message, key.address)
 
 
 def coherent(located: Located, key: Key, trampoline: Trampoline) -> bool:
     """Whether a trampoline does what its key's `func` says."""
-    target = located.target_of(key)
-    if target.kind is TargetKind.RUNTIME:
+    if trampoline.destination == key.slot.value and trampoline.destination and not key.slot.symbol:
+        return True
+    kind = located.kind_of(key)
+    if kind is TargetKind.RUNTIME:
         return True
     if trampoline.form is TrampolineForm.INDIRECT_JMP:
         return trampoline.slot == key.address
-    if target.kind is TargetKind.NULL:
+    if kind is TargetKind.NULL:
         return trampoline.form is TrampolineForm.RET or (
             trampoline.destination is not None and trampoline.destination == located.dialect.return_thunk
         )
-    return trampoline.destination == target.address
+    return trampoline.destination == key.slot.value
 
 
 def leads_to_trampoline(located: Located, site: Site) -> bool:
@@ -100,7 +120,7 @@ def leads_to_trampoline(located: Located, site: Site) -> bool:
     return site.instruction.destination in located.trampolines
 
 
-def _about_site(located: Located, site: Site, in_code: bool) -> Iterator[Finding]:
+def _about_site(located: Located, site: Site, names: Mapping[int, str], *, in_code: bool) -> Iterator[Finding]:
     if Source.TABLE not in site.sources:
         trampoline = located.trampolines[site.instruction.destination or 0]
         yield Finding(
@@ -126,7 +146,7 @@ def _about_site(located: Located, site: Site, in_code: bool) -> Iterator[Finding
             f"{', tail' if site.tail else ''}), which {'this' if kernel else 'a'} kernel does not accept",
             site.address,
         )
-    yield from _about_destination(located, site)
+    yield from _about_destination(located, site, names)
 
 
 def accepted(located: Located, site: Site) -> bool:
@@ -143,7 +163,7 @@ def accepted(located: Located, site: Site) -> bool:
     return form in (_ACCEPTED_TAIL if site.tail else _ACCEPTED_CALL)
 
 
-def _about_destination(located: Located, site: Site) -> Iterator[Finding]:
+def _about_destination(located: Located, site: Site, names: Mapping[int, str]) -> Iterator[Finding]:
     key = located.key_of(site)
     destination = site.instruction.destination
     if key is None or destination is None:
@@ -158,10 +178,11 @@ def _about_destination(located: Located, site: Site) -> Iterator[Finding]:
                 site.address,
             )
     elif stale(located, site, key):
+        target = located.target_of(key, names).name
         yield Finding(
             "stale-site",
             Severity.WARNING,
-            f"record {site.record} leads to {destination:#x} and its key {key.name} to {located.target_of(key).name}",
+            f"record {site.record} leads to {destination:#x} and its key {key.name} to {target}",
             site.address,
         )
 
@@ -181,11 +202,10 @@ def stale(located: Located, site: Site, key: Key) -> bool:
 
 
 def _about_overlaps(located: Located) -> Iterator[Finding]:
-    recorded = sorted(
-        (site for site in located.sites if site.record is not None),
-        key=lambda site: (site.address, site.record),
-    )
+    recorded = (site for site in located.sites if site.record is not None)
     for before, after in pairwise(recorded):
+        if before.address + before.instruction.length <= after.address:
+            continue
         if before.address == after.address:
             yield Finding(
                 "duplicate-record",
@@ -194,7 +214,7 @@ def _about_overlaps(located: Located) -> Iterator[Finding]:
                 + ("" if before.key == after.key else ", for different keys"),
                 after.address,
             )
-        elif before.address + before.instruction.length > after.address:
+        else:
             yield Finding(
                 "overlapping-records",
                 Severity.ERROR,

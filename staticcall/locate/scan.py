@@ -6,8 +6,6 @@ are left, and a record vouches for nearly all. Second, each of the others counts
 instruction: capstone decodes up to it from the start of its function.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 

@@ -1,12 +1,11 @@
 """Where the records are, and what they say."""
 
-from __future__ import annotations
-
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from staticcall.abi import elf64, static_call
 from staticcall.errors import MalformedError, UsageError
-from staticcall.model.image import Image
+from staticcall.model.image import Image, Symbol
 from staticcall.model.sites import Table
 
 
@@ -14,11 +13,12 @@ class Record(NamedTuple):
     """One record of the table, its self-relative fields resolved to linked addresses, the flags apart."""
 
     address: int
+    number: int
     key: int
     flags: int
 
 
-def find_table(image: Image, wanted: str | None = None) -> Table | None:
+def find_table(image: Image, symbols: Mapping[str, Symbol], wanted: str | None = None) -> Table | None:
     """Find the table by the user's word, its section, or the linker's start and stop symbols, in this order."""
     if wanted is not None:
         start, stop = _named_range(image, wanted)
@@ -26,10 +26,9 @@ def find_table(image: Image, wanted: str | None = None) -> Table | None:
     section = image.section_named(static_call.TABLE_SECTIONS)
     if section is not None and section.flags & elf64.SHF_ALLOC and section.type != elf64.SHT_NOBITS:
         return _checked(image, Table(section.address, section.address + section.size, f"section {section.name}"))
-    found = image.symbols.named((static_call.TABLE_START, static_call.TABLE_STOP))
-    starts, stops = found[static_call.TABLE_START], found[static_call.TABLE_STOP]
-    if starts and stops:
-        return _checked(image, Table(starts[0].address, stops[0].address, "start and stop symbols"))
+    first, last = symbols.get(static_call.TABLE_START), symbols.get(static_call.TABLE_STOP)
+    if first and last:
+        return _checked(image, Table(first.address, last.address, "start and stop symbols"))
     return None
 
 
@@ -41,13 +40,13 @@ def _named_range(image: Image, wanted: str) -> tuple[int, int]:
 
 
 def _address(image: Image, text: str) -> int:
+    symbols = image.symbols.named(text)
+    if symbols:
+        return symbols[0].address
     try:
         return int(text, 16)
     except ValueError:
-        symbols = image.symbols.named((text,))[text]
-    if not symbols:
-        raise UsageError(f"--table names {text}, which is no symbol", advice="give an address in hex")
-    return symbols[0].address
+        raise UsageError(f"--table names {text}, which is no symbol", advice="give an address in hex") from None
 
 
 def _checked(image: Image, table: Table) -> Table:
@@ -67,13 +66,18 @@ def _checked(image: Image, table: Table) -> Table:
     return table
 
 
-def read_records(image: Image, table: Table) -> tuple[Record, ...]:
-    """Every record of the table, in its order."""
+def read_records(image: Image, table: Table) -> list[Record]:
+    """Every record of the table, in order of the sites' addresses."""
     size = table.stop - table.start
     if not size:
-        return ()
+        return []
     fields = elf64.column(image.read_at(table.start, size), "i", 0, 1)
     flags, no_flags = static_call.FLAG_MASK, static_call.NO_FLAGS
-    start = table.start
-    keys = [start + 4 * i + fields[i] for i in range(1, len(fields), 2)]
-    return tuple(Record(start + 8 * n + fields[2 * n], key & no_flags, key & flags) for n, key in enumerate(keys))
+    records = []
+    place = table.start
+    for number, (address, key) in enumerate(zip(fields[0::2], fields[1::2], strict=True)):
+        key += place + 4  # noqa: PLW2901 - the field is relative to its own address
+        records.append(Record(place + address, number, key & no_flags, key & flags))
+        place += static_call.RECORD_SIZE
+    records.sort()
+    return records

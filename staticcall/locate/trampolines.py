@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from staticcall.abi import static_call, x86
+from staticcall.abi.static_call import TRAMPOLINE_SIZE
 from staticcall.model.image import Image, Symbol
 from staticcall.model.sites import Form, Site, Trampoline, TrampolineForm
 
@@ -20,48 +21,37 @@ _PATCHABLE = {Form.TAIL_JMP: TrampolineForm.JMP, Form.INDIRECT_JMP: TrampolineFo
 
 def locate_trampolines(image: Image, symbols: Iterable[Symbol]) -> dict[int, Trampoline]:
     """Every trampoline among the symbols, by linked address."""
-    found: dict[int, Trampoline] = {}
-    for symbol in sorted(symbols, key=lambda symbol: symbol.address):
-        name = base_name(symbol.name)
-        if name is not None and (code := _code_at(image, symbol.address)):
-            found[symbol.address] = decode_trampoline(name, symbol.address, code)
-    return found
+    names = {symbol.address: name for symbol in symbols if (name := base_name(symbol.name)) is not None}
+    codes = image.read_each(sorted(names), TRAMPOLINE_SIZE)
+    return {address: decode_trampoline(names[address], address, code) for address, _, code in codes if code}
 
 
 def base_name(symbol: str) -> str | None:
     """The static call's name in a trampoline's symbol, or None where it is no trampoline's."""
+    if not symbol.startswith(static_call.TRAMPOLINE_PREFIXES):
+        return None
     for prefix in static_call.TRAMPOLINE_PREFIXES:
         if symbol.startswith(prefix):
-            # Compilers append .constprop and the like to copies, never to these; the rest is the name.
             return symbol[len(prefix) :] or None
     return None
 
 
 def trampolines_behind(image: Image, sites: Iterable[Site], known: dict[int, Trampoline]) -> dict[int, Trampoline]:
     """Trampolines without a name: what records lead to and what carries a trampoline's signature."""
-    found: dict[int, Trampoline] = {}
-    for site in sites:
-        address = site.instruction.destination
-        if address is None or address in known or address in found:
-            continue
-        code = _code_at(image, address)
-        trampoline = decode_trampoline("", address, code)
-        if trampoline.signature and trampoline.form is not TrampolineForm.UNKNOWN:
-            found[address] = trampoline
-    return found
-
-
-def _code_at(image: Image, address: int) -> bytes:
-    """The trampoline's bytes; fewer at the end of a segment, none outside."""
-    for size in (static_call.TRAMPOLINE_SIZE, 6, 1):
-        if image.offset_of(address, size) is not None:
-            return image.read_at(address, size)
-    return b""
+    destinations = {site.instruction.destination for site in sites} - known.keys()
+    unnamed = sorted(address for address in destinations if address is not None)
+    decoded = (
+        decode_trampoline("", address, code) for address, _, code in image.read_each(unnamed, TRAMPOLINE_SIZE) if code
+    )
+    return {t.address: t for t in decoded if t.signature and t.form is not TrampolineForm.UNKNOWN}
 
 
 def decode_trampoline(name: str, address: int, code: bytes) -> Trampoline:
     """Say what the eight bytes of a trampoline do."""
     signature = static_call.SIGNATURES.get(code[static_call.SIGNATURE_OFFSET :], "")
+    if signature and code[0] == x86.JMP_REL32:  # nearly all there are
+        destination = address + x86.JMP_SIZE + x86.BRANCH.unpack_from(code)[1]
+        return Trampoline(name, address, TrampolineForm.JMP, destination, None, signature, code)
     if code[:1] == bytes([x86.RET]):
         return Trampoline(name, address, TrampolineForm.RET, None, None, signature, code)
     instruction = x86.decode(code, address)

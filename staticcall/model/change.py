@@ -1,9 +1,7 @@
 """What is to be written, and what was proved of it."""
 
-from __future__ import annotations
-
 from enum import StrEnum
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from staticcall.model.sites import Form, Key, Target
 
@@ -33,7 +31,7 @@ class Edit(NamedTuple):
     form: Form | None = None
     destination: int | None = None
 
-    def inverse(self) -> Edit:
+    def inverse(self) -> Self:
         """The edit that takes this one back."""
         return self._replace(old=self.new, new=self.old, form=None, destination=None)
 

@@ -1,7 +1,6 @@
 """What the reader hands on: a linked ELF image whose bytes stay in the file until somebody asks."""
 
-from __future__ import annotations
-
+import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import compress
@@ -10,6 +9,9 @@ from typing import NamedTuple, Protocol
 
 from staticcall.abi import elf64
 from staticcall.errors import MalformedError
+
+# Small neighbouring reads in address order are served from one large one.
+_WINDOW = 1 << 17
 
 
 class ByteSource(Protocol):
@@ -75,130 +77,123 @@ class Symbol(NamedTuple):
 
 
 class SymbolTable:
-    """The symbol table as columns, never as 180,000 objects.
+    """The symbol table as it is in the file, and never as 180,000 objects.
 
-    Reading a kernel's table entry by entry takes seconds; a column costs milliseconds, and most questions
-    are about a few names or a few addresses.
+    Reading a kernel's table entry by entry takes seconds. Most questions are about a few names or a few
+    addresses, so a whole column is walked inside C and only what fits becomes a `Symbol`.
     """
 
-    __slots__ = ("_functions", "_infos", "_names", "_section_indexes", "_sizes", "_strings", "_values")
+    __slots__ = ("_functions", "_names", "_strings", "_table")
 
-    def __init__(
-        self,
-        strings: bytes,
-        names: list[int],
-        infos: bytes,
-        section_indexes: list[int],
-        values: list[int],
-        sizes: list[int],
-    ) -> None:
+    def __init__(self, table: bytes, strings: bytes) -> None:
+        self._table = table
         self._strings = strings
-        self._names = names
-        self._infos = infos
-        self._section_indexes = section_indexes
-        self._values = values
-        self._sizes = sizes
+        # An entry is name(4) info(1) other(1) section(2) value(8) size(8): 6 words, 3 quads, 24 bytes.
+        self._names = elf64.column(table, "I", 0, 6)
         self._functions: tuple[list[int], list[int]] | None = None
 
     def __len__(self) -> int:
         return len(self._names)
 
-    def _name(self, offset: int) -> str:
-        end = self._strings.find(b"\0", offset)
-        if end < 0:
-            raise MalformedError("a symbol's name runs past the string table")
-        return self._strings[offset:end].decode("utf-8", "backslashreplace")
+    def _symbols(self, numbers: Iterable[int]) -> Iterator[Symbol]:
+        """The symbols with these numbers, undefined ones left out."""
+        table, strings, size = self._table, self._strings, elf64.SYMBOL.size
+        unpack = elf64.SYMBOL.unpack_from
+        for number in numbers:
+            name, info, _, section, value, extent = unpack(table, number * size)
+            end = strings.find(b"\0", name)
+            if end < 0:
+                raise MalformedError("a symbol's name runs past the string table")
+            if section != elf64.SHN_UNDEF:
+                text = strings[name:end].decode("utf-8", "backslashreplace")
+                yield Symbol(text, value, extent, info & 0xF, info >> 4, section)
 
-    def _symbol(self, index: int) -> Symbol:
-        info = self._infos[index]
-        return Symbol(
-            self._name(self._names[index]),
-            self._values[index],
-            self._sizes[index],
-            info & 0xF,
-            info >> 4,
-            self._section_indexes[index],
-        )
-
-    def _with_name_offsets(self, offsets: set[int]) -> Iterator[Symbol]:
+    def _starting_at(self, offsets: set[int]) -> list[Symbol]:
         # compress() and map() keep the walk over the column in C.
-        indexes = compress(range(len(self._names)), map(offsets.__contains__, self._names))
-        return (self._symbol(i) for i in indexes)
+        return list(self._symbols(compress(range(len(self._names)), map(offsets.__contains__, self._names))))
 
-    def starting_with(self, prefixes: Iterable[str]) -> list[Symbol]:
-        """Every defined symbol whose name starts with one of the prefixes, in table order."""
-        offsets: set[int] = set()
-        for prefix in prefixes:
-            needle = prefix.encode()
-            position = self._strings.find(needle)
-            while position >= 0:
-                # Linkers share the tails of strings, so a name may start inside another: every
-                # occurrence is a candidate, and the table's own offsets decide.
-                offsets.add(position)
-                position = self._strings.find(needle, position + 1)
-        return [symbol for symbol in self._with_name_offsets(offsets) if symbol.section_index != elf64.SHN_UNDEF]
+    def named(self, name: str) -> list[Symbol]:
+        """Every defined symbol of this name, in table order."""
+        matches = re.finditer(re.escape(name.encode()) + b"\0", self._strings)
+        return self._starting_at({match.start() for match in matches})
 
-    def named(self, names: Iterable[str]) -> dict[str, list[Symbol]]:
-        """Every defined symbol with one of these names; a name nobody has maps to an empty list."""
-        found: dict[str, list[Symbol]] = {name: [] for name in names}
+    def matching(self, stems: Iterable[tuple[bytes, tuple[int, ...]]]) -> list[Symbol]:
+        """Every defined symbol whose name contains one of the stems at one of its offsets, in table order.
+
+        A stem is a pattern that some names share, and how many bytes of the name may stand before it. All
+        stems together cost one walk over the table.
+        """
+        # Linkers share the tails of strings, so a name may start inside another: every occurrence is a
+        # candidate, and the table's own offsets decide.
         offsets: set[int] = set()
-        for name in found:
-            needle = name.encode() + b"\0"
-            position = self._strings.find(needle)
-            while position >= 0:
-                offsets.add(position)
-                position = self._strings.find(needle, position + 1)
-        for symbol in self._with_name_offsets(offsets):
-            if symbol.name in found and symbol.section_index != elf64.SHN_UNDEF:
-                found[symbol.name].append(symbol)
-        return found
+        for stem, leads in stems:
+            places = [match.start() for match in re.finditer(stem, self._strings)]
+            for lead in leads:
+                offsets.update([place - lead for place in places])
+        return self._starting_at(offsets)
 
     def at(self, addresses: set[int]) -> dict[int, Symbol]:
         """The best symbol that starts at each address: functions first, then global ones, then by table order."""
-        best: dict[int, tuple[int, int]] = {}
-        infos, section_indexes = self._infos, self._section_indexes
-        values = self._values
-        for i in compress(range(len(values)), map(addresses.__contains__, values)):
-            kind, binding = infos[i] & 0xF, infos[i] >> 4
-            if section_indexes[i] == elf64.SHN_UNDEF or kind in (
-                elf64.STT_SECTION,
-                elf64.STT_FILE,
-                elf64.STT_TLS,
-            ):
+        if not addresses:
+            return {}
+        best: dict[int, tuple[int, Symbol]] = {}
+        for symbol in self._symbols(self._numbers_at(addresses)):
+            if symbol.address not in addresses or symbol.type in _NO_PLACES:
                 continue
-            rank = 2 * (kind in (elf64.STT_FUNC, elf64.STT_GNU_IFUNC)) + (binding != elf64.STB_LOCAL)
-            if values[i] not in best or rank > best[values[i]][0]:
-                best[values[i]] = (rank, i)
-        return {address: self._symbol(i) for address, (_, i) in best.items()}
+            rank = 2 * (symbol.type in _FUNCTIONS) + (symbol.binding != elf64.STB_LOCAL)
+            if symbol.address not in best or rank > best[symbol.address][0]:
+                best[symbol.address] = (rank, symbol)
+        return {address: symbol for address, (_, symbol) in best.items()}
+
+    def _numbers_at(self, addresses: set[int]) -> Iterable[int]:
+        """Numbers of the symbols that may start at one of the addresses, few of them wrong."""
+        size = elf64.SYMBOL.size
+        if len(addresses) > _FEW:
+            values = elf64.column(self._table, "Q", 1, 3)
+            return compress(range(len(values)), map(addresses.__contains__, values))
+        # For a few addresses whole columns of bytes are compared at once, as masks in large integers.
+        fits = -1
+        for place in range(3):
+            wanted = bytes((address >> 8 * place) & 0xFF for address in addresses)
+            mask = bytes(byte in wanted for byte in range(256))
+            fits &= int.from_bytes(self._table[_VALUE_OFFSET + place :: size].translate(mask), "little")
+        return compress(range(len(self)), fits.to_bytes(len(self), "little"))
+
+    def names_at(self, addresses: Iterable[int]) -> dict[int, str]:
+        """The name of the best symbol that starts at each address, see `at`."""
+        return {address: symbol.name for address, symbol in self.at(set(addresses)).items()}
+
+    def _function_numbers(self) -> Iterator[int]:
+        infos = self._table[4 :: elf64.SYMBOL.size]
+        return (number for number, info in enumerate(infos) if info & 0xF == elf64.STT_FUNC)
 
     def containing(self, address: int) -> Symbol | None:
         """The function whose extent covers the address, or None."""
         if self._functions is None:
-            pairs = sorted(
-                (self._values[i], i)
-                for i, info in enumerate(self._infos)
-                if info & 0xF == elf64.STT_FUNC and self._sizes[i]
-            )
-            self._functions = ([value for value, _ in pairs], [i for _, i in pairs])
-        starts, indexes = self._functions
+            values = elf64.column(self._table, "Q", 1, 3)
+            pairs = sorted((values[number], number) for number in self._function_numbers())
+            self._functions = ([value for value, _ in pairs], [number for _, number in pairs])
+        starts, numbers = self._functions
         position = bisect_right(starts, address) - 1
         # Aliases and nested extents (a function's cold part, `__pfx_` symbols) stand next to each other.
         for nearby in range(position, max(position - 4, -1), -1):
-            index = indexes[nearby]
-            if starts[nearby] <= address < starts[nearby] + self._sizes[index]:
-                return self._symbol(index)
+            for symbol in self._symbols((numbers[nearby],)):
+                if symbol.address <= address < symbol.address + symbol.size:
+                    return symbol
         return None
 
     def function_names(self) -> list[str]:
         """The names of all defined functions, for suggestions after a misspelt one."""
-        return [
-            self._name(self._names[i])
-            for i, info in enumerate(self._infos)
-            if info & 0xF == elf64.STT_FUNC and self._section_indexes[i] != elf64.SHN_UNDEF
-        ]
+        return [symbol.name for symbol in self._symbols(self._function_numbers())]
 
 
-NO_SYMBOLS = SymbolTable(b"", [], b"", [], [], [])
+# Up to this many addresses the masks of bytes are selective.
+_FEW = 32
+_VALUE_OFFSET = 8
+_NO_PLACES = frozenset({elf64.STT_SECTION, elf64.STT_FILE, elf64.STT_TLS})
+_FUNCTIONS = frozenset({elf64.STT_FUNC, elf64.STT_GNU_IFUNC})
+
+NO_SYMBOLS = SymbolTable(b"", b"")
 
 
 class Relocation(NamedTuple):
@@ -299,6 +294,29 @@ class Image:
         if offset is None:
             raise MalformedError(f"address {address:#x} ({size} bytes) lies outside of what the file loads")
         return self.source.read(offset, size)
+
+    def read_each(self, addresses: Iterable[int], size: int) -> Iterator[tuple[int, int, bytes]]:
+        """Read up to `size` bytes at each of many linked addresses; they should come in ascending order.
+
+        Gives (address, file offset, bytes); fewer bytes where a segment's file part ends, none with offset
+        -1 for an address that the file does not hold.
+        """
+        start = stop = delta = window_start = window_stop = 0
+        window = b""
+        for address in addresses:
+            if not start <= address < stop:
+                segment = self.load_at(address)
+                if segment is None:
+                    yield address, -1, b""
+                    continue
+                start, stop = segment.address, segment.address + segment.file_size
+                delta = segment.offset - start
+                window_start = window_stop = 0
+            if not window_start <= address <= window_stop - size:
+                window_start, window_stop = address, min(address + _WINDOW, stop)
+                window = self.source.read(address + delta, window_stop - window_start)
+            at = address - window_start
+            yield address, address + delta, window[at : at + size]
 
     def section_at(self, address: int) -> Section | None:
         """The section that covers a linked address; sections that only exist in memory do not count."""

@@ -1,19 +1,9 @@
 """What is told about a file, before any renderer chose a form for it."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 from staticcall.model.image import Image
 from staticcall.model.sites import Finding, Key, Located, Policy, Site, Verdict
-
-
-class JudgedSite(NamedTuple):
-    """A site with its verdict."""
-
-    site: Site
-    verdict: Verdict
-    crosses_line: bool
 
 
 class Summary(NamedTuple):
@@ -32,12 +22,13 @@ class Summary(NamedTuple):
 
 
 class ImageReport(NamedTuple):
-    """One image: what was located, judged and counted."""
+    """One image: what was located, judged and counted; `verdicts` has one entry for each of `sites`."""
 
     image: Image
     located: Located
     policy: Policy
-    sites: tuple[JudgedSite, ...]
+    sites: tuple[Site, ...]
+    verdicts: list[Verdict]
     keys: tuple[Key, ...]
     summary: Summary
     findings: tuple[Finding, ...]
@@ -46,6 +37,6 @@ class ImageReport(NamedTuple):
     @property
     def section_addresses(self) -> dict[str, int]:
         """The linked address of each section that sites lie in."""
-        names = {judged.site.section for judged in self.sites}
+        names = {site.section for site in self.sites}
         # Sections of the same name exist; the first one with sites is the one meant here.
         return {section.name: section.address for section in reversed(self.image.sections) if section.name in names}

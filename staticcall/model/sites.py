@@ -1,12 +1,17 @@
 """Static-call sites, keys and trampolines as located, and the verdict on each site."""
 
-from __future__ import annotations
-
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 
-class Form(StrEnum):
+class Word(StrEnum):
+    """A closed set of words. Hashed as the strings they are: an enum's own way costs a Python call each time."""
+
+    __hash__ = str.__hash__
+
+
+class Form(Word):
     """The shapes an instruction at a site can have; the values are part of the public JSON."""
 
     CALL = "call"
@@ -37,7 +42,7 @@ class Instruction(NamedTuple):
     slot: int | None = None
 
 
-class Source(StrEnum):
+class Source(Word):
     """What a site is known by."""
 
     TABLE = "table"
@@ -69,7 +74,7 @@ class Site(NamedTuple):
         return bool(self.flags & 1)
 
 
-class TrampolineForm(StrEnum):
+class TrampolineForm(Word):
     """What a trampoline does, by kernel generation."""
 
     JMP = "jmp"
@@ -112,18 +117,18 @@ class Slot(NamedTuple):
 class Key(NamedTuple):
     """One static call: its key, present target and trampoline.
 
-    `name` is without the key's prefix; `func` is the symbol that `slot.value` is the address of.
+    `name` is without the key's prefix. What the slot leads to has no name here: naming it takes a walk over
+    the symbol table, and few who have a key want to know.
     """
 
     name: str
     symbol: str
     address: int
     slot: Slot
-    func: str | None
     trampoline: Trampoline | None
 
 
-class TargetKind(StrEnum):
+class TargetKind(Word):
     """What a key leads to, as far as the bytes at a site depend on it."""
 
     FUNCTION = "function"
@@ -158,7 +163,7 @@ class Dialect(NamedTuple):
     plain_return: int | None
 
 
-class Severity(StrEnum):
+class Severity(Word):
     """How bad a finding is."""
 
     ERROR = "error"
@@ -183,6 +188,9 @@ class Table(NamedTuple):
     origin: str
 
 
+_NO_NAMES: Mapping[int, str] = {}
+
+
 class Located(NamedTuple):
     """Everything that is known of an image's static calls before any judgement."""
 
@@ -197,18 +205,24 @@ class Located(NamedTuple):
         """The key a site belongs to, or None where the image does not say."""
         return None if site.key is None else self.keys.get(site.key)
 
-    def target_of(self, key: Key) -> Target:
-        """What a key leads to at present."""
+    def kind_of(self, key: Key) -> TargetKind:
+        """What kind of target a key leads to at present."""
         slot = key.slot
         if slot.symbol:
-            return Target(TargetKind.RUNTIME, slot.symbol, 0)
-        if slot.value == 0:
-            return Target(TargetKind.NULL, "NULL", 0)
-        kind = TargetKind.RET0 if slot.value == self.dialect.return0 else TargetKind.FUNCTION
-        return Target(kind, key.func or f"{slot.value:#x}", slot.value)
+            return TargetKind.RUNTIME
+        if not slot.value:
+            return TargetKind.NULL
+        return TargetKind.RET0 if slot.value == self.dialect.return0 else TargetKind.FUNCTION
+
+    def target_of(self, key: Key, names: Mapping[int, str] = _NO_NAMES) -> Target:
+        """What a key leads to at present, by its name if `names` has one for the address."""
+        kind, slot = self.kind_of(key), key.slot
+        if kind is TargetKind.NULL:
+            return Target(kind, "NULL", 0)
+        return Target(kind, slot.symbol or names.get(slot.value) or f"{slot.value:#x}", slot.value)
 
 
-class PolicyName(StrEnum):
+class PolicyName(Word):
     """The rules by which a site is patched directly; see `staticcall.classify`."""
 
     LUTOMIRSKI = "lutomirski"
@@ -225,7 +239,7 @@ class Policy(NamedTuple):
     line: int = 64
 
 
-class Answer(StrEnum):
+class Answer(Word):
     """What becomes of a site."""
 
     DIRECT = "direct"
@@ -238,3 +252,11 @@ class Verdict(NamedTuple):
 
     answer: Answer
     reason: str
+
+
+class Judge(Protocol):
+    """The classifier behind a policy, for one image."""
+
+    def __call__(self, sites: Iterable[Site], target: TargetKind | None = None) -> list[Verdict]:
+        """Return one verdict per site, for what its key leads to or, with `target`, shall lead to."""
+        ...

@@ -1,7 +1,5 @@
 """Many files, one after the other or several at a time; a file that fails does not take the others along."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from functools import partial

@@ -1,7 +1,5 @@
 """read -> locate -> classify -> plan -> write -> verify, in this order, and only then a file appears."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path

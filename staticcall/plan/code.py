@@ -11,8 +11,6 @@ that the kernel finds nothing left to do:
 A prefix in front of a call stays in front of what replaces it.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 from staticcall.abi import static_call, x86

@@ -5,24 +5,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
-from typing import Protocol
 
 from staticcall.errors import UnsafeError, UsageError
 from staticcall.model.change import Edit, KeyChange, Plan
 from staticcall.model.image import Image
 from staticcall.model.select import select_keys
-from staticcall.model.sites import Key, Located, Site, Target, TargetKind, Verdict
+from staticcall.model.sites import Judge, Key, Located, Site, Target, TargetKind
 from staticcall.plan.safety import check_change
 from staticcall.plan.transaction import Judged, key_edits, refuse_orphans, site_edits, summarize
 from staticcall.plan.wishes import Wishes, resolve_sets
-
-
-class Judge(Protocol):
-    """How a site is judged for a target; the classifier behind a policy."""
-
-    def __call__(self, site: Site, target: TargetKind) -> Verdict:
-        """Return the verdict."""
-        ...
 
 
 def make_plan(
@@ -41,21 +32,23 @@ def make_plan(
         if site.key is not None and site.record is not None:
             by_key[site.key].append(site)
     targets = resolve_sets(image, located, wishes)
+    names = image.symbols.names_at(key.slot.value for key in located.keys.values())
     edits: list[Edit] = []
     changes: list[KeyChange] = []
     for address, target in targets.items():
         key = located.keys[address]
         sites = by_key[address]
-        check_change(image, located, key, sites, target, returns_value=returns_value, forced=wishes.forced)
-        judged = [(site, judge(site, target.kind)) for site in sites]
+        present = located.target_of(key, names)
+        check_change(image, located, key, sites, present, target, returns_value=returns_value, forced=wishes.forced)
+        judged = list(zip(sites, judge(sites, target.kind), strict=True))
         refuse_orphans(key, judged, target)
         own = _set_edits(image, located, key, judged, target)
         edits += own
-        changes.append(summarize(key, located.target_of(key), target, judged, own))
+        changes.append(summarize(key, present, target, judged, own))
     if wishes.bind:
         for key in select_keys(located.keys.values(), wishes.keys):
             if key.address not in targets and by_key[key.address]:
-                own, change = _bind(located, key, by_key[key.address], judge)
+                own, change = _bind(located, key, by_key[key.address], located.target_of(key, names), judge)
                 edits += own
                 changes += change
     return Plan(disjoint(edits), tuple(changes))
@@ -66,13 +59,14 @@ def _set_edits(image: Image, located: Located, key: Key, judged: Sequence[Judged
     return [*site_edits(located, key, judged, target), *key_edits(located, key, target, offset)]
 
 
-def _bind(located: Located, key: Key, sites: Iterable[Site], judge: Judge) -> tuple[list[Edit], list[KeyChange]]:
+def _bind(
+    located: Located, key: Key, sites: Sequence[Site], target: Target, judge: Judge
+) -> tuple[list[Edit], list[KeyChange]]:
     """Send a key's sites straight to where the key leads already; its slot and trampoline stay."""
-    target = located.target_of(key)
     if target.kind is TargetKind.RUNTIME:
         # Only the dynamic linker knows where that is; the trampoline reads or jumps there.
         return [], []
-    judged = [(site, judge(site, target.kind)) for site in sites]
+    judged = list(zip(sites, judge(sites), strict=True))
     edits = site_edits(located, key, judged, target)
     if edits and any(f.code == "incoherent-key" and f.address == key.address for f in located.findings):
         raise UnsafeError(

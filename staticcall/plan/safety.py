@@ -5,7 +5,7 @@ Some dangers rest on something the file cannot show; those the user may override
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from staticcall.errors import UnsafeError
@@ -26,15 +26,14 @@ def check_change(
     image: Image,
     located: Located,
     key: Key,
-    sites: Iterable[Site],
+    sites: Sequence[Site],
+    present: Target,
     target: Target,
     *,
     returns_value: Callable[[str], bool | None],
     forced: frozenset[str],
 ) -> None:
     """Raise `UnsafeError` if leading a key to another target would crash later."""
-    present = located.target_of(key)
-    sites = tuple(sites)
     checks = (
         _slot_cannot_be_written(image, key, present, target),
         _caller_wants_a_value(key, sites, present, target, returns_value),
@@ -75,7 +74,7 @@ def _slot_cannot_be_written(image: Image, key: Key, present: Target, target: Tar
 
 def _caller_wants_a_value(
     key: Key,
-    sites: tuple[Site, ...],
+    sites: Sequence[Site],
     present: Target,
     target: Target,
     returns_value: Callable[[str], bool | None],
@@ -93,7 +92,7 @@ def _caller_wants_a_value(
     )
 
 
-def _target_is_freed(image: Image, key: Key, sites: tuple[Site, ...], target: Target) -> UnsafeError | None:
+def _target_is_freed(image: Image, key: Key, sites: Sequence[Site], target: Target) -> UnsafeError | None:
     section = image.section_at(target.address) if image.kernel and target.address else None
     if section is None or not section.name.startswith(_INIT_SECTIONS):
         return None
@@ -106,7 +105,7 @@ def _target_is_freed(image: Image, key: Key, sites: tuple[Site, ...], target: Ta
     )
 
 
-def _site_is_damaged(located: Located, key: Key, sites: tuple[Site, ...]) -> UnsafeError | None:
+def _site_is_damaged(located: Located, key: Key, sites: Sequence[Site]) -> UnsafeError | None:
     for site in sites:
         instruction = site.instruction
         foreign = (

@@ -1,7 +1,5 @@
 """What the user asked for, resolved against what the image has."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import NamedTuple
@@ -72,7 +70,7 @@ def _resolve_target(image: Image, located: Located, wanted: str) -> Target:
 def _resolve_function(image: Image, wanted: str) -> Symbol:
     if wanted.startswith("0x"):
         return _function_at(image, wanted)
-    symbols = [symbol for symbol in image.symbols.named((wanted,))[wanted] if _is_code(image, symbol)]
+    symbols = [symbol for symbol in image.symbols.named(wanted) if _is_code(image, symbol)]
     if not symbols:
         raise UnsafeError(
             f"there is no function {wanted}",

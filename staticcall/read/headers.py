@@ -1,7 +1,5 @@
 """The ELF header and the two tables it points to, checked against the file's size before they are used."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 from staticcall.abi import elf64

@@ -14,9 +14,6 @@ from typing import Self
 
 from staticcall.errors import InputError, MalformedError
 
-# One read ahead serves the many small neighbouring reads of a walk in address order.
-WINDOW = 1 << 18
-
 
 class FileSource:
     """One open regular file; `read` gives exactly what was asked for or raises `MalformedError`."""
@@ -37,8 +34,6 @@ class FileSource:
             raise InputError(f"is {kind}", path=path, advice="name an ELF file")
         self._size = status.st_size
         self._stamp = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size)
-        self._window_start = 0
-        self._window = b""
 
     @property
     def size(self) -> int:
@@ -58,14 +53,7 @@ class FileSource:
                 offset=offset,
                 advice="the file is truncated or its headers are wrong",
             )
-        start = offset - self._window_start
-        if start >= 0 and start + size <= len(self._window):
-            return self._window[start : start + size]
-        if size >= WINDOW:
-            return self._read_exactly(offset, size)
-        self._window = self._read_exactly(offset, min(WINDOW, self._size - offset))
-        self._window_start = offset
-        return self._window[:size]
+        return self._read_exactly(offset, size)
 
     def _read_exactly(self, offset: int, size: int) -> bytes:
         pieces: list[bytes] = []

@@ -31,12 +31,4 @@ def _read_table(source: ByteSource, sections: tuple[Section, ...], section: Sect
         )
     table = source.read(section.offset, section.size)
     strings = sections[section.link]
-    # An entry is name(4) info(1) other(1) section(2) value(8) size(8): 6 words, 12 half words, 3 quads.
-    return SymbolTable(
-        source.read(strings.offset, strings.size),
-        elf64.column(table, "I", 0, 6),
-        table[4 :: elf64.SYMBOL.size],
-        elf64.column(table, "H", 3, 12),
-        elf64.column(table, "Q", 1, 3),
-        elf64.column(table, "Q", 2, 3),
-    )
+    return SymbolTable(table, source.read(strings.offset, strings.size))

@@ -30,8 +30,8 @@ def advice_for(report: ImageReport) -> Iterator[str]:
             " where a store within a line is trusted to be atomic"
         )
     tails = sum(
-        judged.verdict.reason == "opcode-not-e8" and judged.site.instruction.form in (Form.TAIL_JMP, Form.JCC)
-        for judged in report.sites
+        verdict.reason == "opcode-not-e8" and site.instruction.form in (Form.TAIL_JMP, Form.JCC)
+        for site, verdict in zip(report.sites, report.verdicts, strict=True)
     )
     if tails:
         yield f"{tails:,} tail jumps: compile with -fno-optimize-sibling-calls, or use --policy kernel"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
+from collections.abc import Sequence
 
 from staticcall.abi import x86
 from staticcall.model.image import Image
-from staticcall.model.report import ImageReport, JudgedSite, Summary
+from staticcall.model.report import ImageReport, Summary
 from staticcall.model.sites import Answer, Key, Located, Policy, Site, Verdict
 
 
@@ -14,48 +15,41 @@ def build_report(
     image: Image,
     located: Located,
     policy: Policy,
-    judged: tuple[tuple[Site, Verdict], ...],
+    sites: tuple[Site, ...],
+    verdicts: list[Verdict],
     keys: tuple[Key, ...],
     *,
     sha256: str | None = None,
 ) -> ImageReport:
-    """Put the report of one image together; `judged` and `keys` are what was selected."""
-    sites = tuple(
-        JudgedSite(site, verdict, x86.crosses(site.address, site.instruction.length, policy.line))
-        for site, verdict in judged
-    )
-    selected = {key.address for key in keys}
-    known = {site.address for site, _ in judged}
-    findings = tuple(
-        finding
-        for finding in located.findings
-        # With a selection of keys, only what is about them; without one, everything.
-        if len(selected) == len(located.keys)
-        or finding.address is None
-        or finding.address in selected
-        or finding.address in known
-    )
-    return ImageReport(image, located, policy, sites, keys, _summarize(sites, keys), findings, sha256)
+    """Put the report of one image together; `sites` and `keys` are what was selected."""
+    findings = located.findings
+    if findings and len(keys) < len(located.keys):
+        # With a selection of keys, only what is about them.
+        known = {key.address for key in keys} | {site.address for site in sites}
+        findings = tuple(f for f in findings if f.address is None or f.address in known)
+    summary = _summarize(sites, verdicts, keys, policy.line)
+    return ImageReport(image, located, policy, sites, verdicts, keys, summary, findings, sha256)
 
 
-def _summarize(sites: tuple[JudgedSite, ...], keys: tuple[Key, ...]) -> Summary:
-    reasons = Counter(judged.verdict for judged in sites)
+def _summarize(sites: Sequence[Site], verdicts: Sequence[Verdict], keys: Sequence[Key], line: int) -> Summary:
+    reasons = Counter(verdicts)
     answers: Counter[Answer] = Counter()
     for verdict, count in reasons.items():
         answers[verdict.answer] += count
-    forms = Counter(judged.site.instruction.form for judged in sites)
-    by_key: defaultdict[int | None, list[int]] = defaultdict(lambda: [0, 0])
-    for judged in sites:
-        by_key[judged.site.key][judged.verdict.answer is not Answer.DIRECT] += 1
+    forms = Counter(site.instruction.form for site in sites)
+    total_by_key = Counter(site.key for site in sites)
+    direct_by_key = Counter(
+        site.key for site, verdict in zip(sites, verdicts, strict=True) if verdict.answer is Answer.DIRECT
+    )
     return Summary(
         sites=len(sites),
         direct=answers[Answer.DIRECT],
         trampoline=answers[Answer.TRAMPOLINE],
         undecided=answers[Answer.UNDECIDED],
-        crossing=sum(judged.crosses_line for judged in sites),
+        crossing=sum(x86.crosses(site.address, site.instruction.length, line) for site in sites),
         forms={form.value: count for form, count in sorted(forms.items(), key=lambda pair: (-pair[1], pair[0]))},
         reasons={(verdict.answer.value, verdict.reason): count for verdict, count in reasons.most_common()},
         keys=len(keys),
-        keys_used=sum(1 for key in keys if key.address in by_key),
-        by_key={address: (direct, others) for address, (direct, others) in by_key.items()},
+        keys_used=sum(key.address in total_by_key for key in keys),
+        by_key={key: (direct_by_key[key], total - direct_by_key[key]) for key, total in total_by_key.items()},
     )

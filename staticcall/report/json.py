@@ -11,11 +11,11 @@ from importlib.resources import files
 from typing import Any
 
 from staticcall import __version__
-from staticcall.abi import elf64
+from staticcall.abi import elf64, x86
 from staticcall.errors import MalformedError
 from staticcall.model.change import Edit, EditKind, Plan
-from staticcall.model.report import ImageReport, JudgedSite
-from staticcall.model.sites import Finding, Key, Policy
+from staticcall.model.report import ImageReport
+from staticcall.model.sites import Finding, Key, Policy, Site, Verdict
 from staticcall.report.names import Names, hexadecimal
 
 SCHEMA_VERSION = 1
@@ -56,10 +56,11 @@ def render_image(report: ImageReport) -> Iterator[str]:
         "machine": "x86_64",
     }
     yield _compact(head)[:-1]
-    names = Names(image, report.located, tuple(judged.site for judged in report.sites))
+    names = Names(image, report.sites, report.keys)
     bases = report.section_addresses
-    yield from _array("sites", (_site(report, names, bases, judged) for judged in report.sites))
-    yield from _array("keys", (_key(report, key) for key in report.keys))
+    pairs = zip(report.sites, report.verdicts, strict=True)
+    yield from _array("sites", (_site(report, names, bases, *pair) for pair in pairs))
+    yield from _array("keys", (_key(report, names, key) for key in report.keys))
     yield f',"summary":{_compact(_summary(report))}'
     yield from _array("findings", (_finding(finding) for finding in report.findings))
     yield "}"
@@ -74,8 +75,7 @@ def _array(name: str, items: Iterable[dict[str, object]]) -> Iterator[str]:
     yield "]"
 
 
-def _site(report: ImageReport, names: Names, bases: dict[str, int], judged: JudgedSite) -> dict[str, object]:
-    site = judged.site
+def _site(report: ImageReport, names: Names, bases: dict[str, int], site: Site, verdict: Verdict) -> dict[str, object]:
     key = report.located.key_of(site)
     return {
         "record": site.record,
@@ -91,19 +91,19 @@ def _site(report: ImageReport, names: Names, bases: dict[str, int], judged: Judg
         "bytes": site.code.hex(),
         "length": site.instruction.length,
         "destination": names.destination(site),
-        "crosses_line": judged.crosses_line,
-        "verdict": judged.verdict.answer.value,
-        "reason": judged.verdict.reason,
+        "crosses_line": x86.crosses(site.address, site.instruction.length, report.policy.line),
+        "verdict": verdict.answer.value,
+        "reason": verdict.reason,
         "sources": [source.value for source in site.sources],
     }
 
 
-def _key(report: ImageReport, key: Key) -> dict[str, object]:
+def _key(report: ImageReport, names: Names, key: Key) -> dict[str, object]:
     direct, others = report.summary.by_key.get(key.address, (0, 0))
     return {
         "name": key.name,
         "address": hexadecimal(key.address),
-        "func": key.func or hexadecimal(key.slot.value or None),
+        "func": names.function_of(key),
         "trampoline": key.trampoline.name if key.trampoline else None,
         "sites": direct + others,
     }

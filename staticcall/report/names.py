@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from staticcall.model.image import Image
-from staticcall.model.sites import Located, Site
+from staticcall.model.sites import Key, Site
 
 
 def hexadecimal(address: int | None) -> str | None:
@@ -14,26 +16,24 @@ def hexadecimal(address: int | None) -> str | None:
 class Names:
     """Names for the addresses of one image, looked up together because a look-up walks the symbol table."""
 
-    def __init__(self, image: Image, located: Located, sites: tuple[Site, ...]) -> None:
+    def __init__(self, image: Image, sites: Iterable[Site], keys: Iterable[Key]) -> None:
         self._symbols = image.symbols
-        self._trampolines = {
-            address: trampoline.name for address, trampoline in located.trampolines.items() if trampoline.name
-        }
-        self._slots = {}
+        self._slots: dict[int, str] = {}
+        wanted = {key.slot.value for key in keys}
         for site in sites:
-            slot = site.instruction.slot
+            slot, destination = site.instruction.slot, site.instruction.destination
             if slot is not None:
                 relocation = image.relocations.get(slot)
                 self._slots[slot] = relocation.symbol if relocation is not None else ""
-        others = {site.instruction.destination for site in sites} | self._slots.keys()
-        wanted = {address for address in others if address is not None}
-        self._starts = {address: symbol.name for address, symbol in image.symbols.at(wanted).items()}
+            elif destination is not None:
+                wanted.add(destination)
+        self._starts = image.symbols.names_at(wanted | self._slots.keys())
 
     def destination(self, site: Site) -> str | None:
         """Where a site's instruction leads: a symbol where there is one, else the address."""
         slot = site.instruction.slot
         if slot is not None:
-            return self._slots[slot] or f"*{self._starts.get(slot, hexadecimal(slot))}"
+            return self._slots[slot] or f"*{self._starts.get(slot) or hexadecimal(slot)}"
         address = site.instruction.destination
         return None if address is None else self._starts.get(address) or hexadecimal(address)
 
@@ -41,3 +41,8 @@ class Names:
         """The function an address lies in, as name+0x12."""
         symbol = self._symbols.containing(address)
         return f"{symbol.name}+{address - symbol.address:#x}" if symbol else None
+
+    def function_of(self, key: Key) -> str | None:
+        """What a key leads to: a symbol where there is one, else the address; None for NULL."""
+        slot = key.slot
+        return slot.symbol or self._starts.get(slot.value) or hexadecimal(slot.value or None)

@@ -11,7 +11,7 @@ from staticcall.abi import elf64
 from staticcall.model.change import Plan, Proof
 from staticcall.model.reasons import REASONS
 from staticcall.model.report import ImageReport
-from staticcall.model.sites import Answer, Finding, Key
+from staticcall.model.sites import Answer, Finding
 from staticcall.report.advice import advice_for
 
 # Enough to see what matters on one screen; -v shows all.
@@ -86,15 +86,12 @@ def _keys(report: ImageReport, *, verbose: bool) -> Iterator[str]:
     used.sort(key=lambda key: (-sum(by_key[key.address]), key.name))
     shown = used if verbose else used[:_FEW_KEYS]
     yield f"{'keys' if len(shown) == len(used) else 'busiest keys':<40}{'sites':>9}{'direct':>9}   leads to"
+    names = report.image.symbols.names_at(key.slot.value for key in shown)
     for key in shown:
         direct, others = by_key[key.address]
-        yield f"  {key.name:<38}{direct + others:>9,}{direct:>9,}   {_leads_to(report, key)}"
+        yield f"  {key.name:<38}{direct + others:>9,}{direct:>9,}   {report.located.target_of(key, names).name}"
     if len(shown) < len(used):
         yield f"  and {len(used) - len(shown):,} more (-v shows all)"
-
-
-def _leads_to(report: ImageReport, key: Key) -> str:
-    return report.located.target_of(key).name
 
 
 def _advice(report: ImageReport) -> Iterator[str]:

@@ -6,13 +6,12 @@ reads and one comparison. That the changes can be taken back is what the undo fi
 
 from __future__ import annotations
 
-import os
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-from staticcall.errors import InputError, VerificationError
+from staticcall.errors import VerificationError
 from staticcall.model.change import EditKind
 from staticcall.verify.decode import Decoded
 from staticcall.verify.source import Source, Span
@@ -76,8 +75,8 @@ def compare(original: Source, patched: Source, changes: Sequence[Change]) -> int
         size = min(_CHUNK, original.size - start)
         if size != _CHUNK:
             left, right = bytearray(size), bytearray(size)
-        _fill(original, left, start)
-        _fill(patched, right, start)
+        original.fill(left, start)
+        patched.fill(right, start)
         for change in changes[bisect_right(ends, start) : bisect_left(starts, start + size)]:
             cut = max(start - change.offset, 0)
             piece = change.before[cut : start + size - change.offset]
@@ -89,8 +88,3 @@ def compare(original: Source, patched: Source, changes: Sequence[Change]) -> int
                 "a byte differs that belongs to no site, trampoline or key of a static call", offset=offset
             )
     return original.size
-
-
-def _fill(source: Source, buffer: bytearray, offset: int) -> None:
-    if os.preadv(source.stream.fileno(), [buffer], offset) != len(buffer):
-        raise InputError("the file became shorter while it was read", path=source.path, offset=offset)

@@ -10,8 +10,8 @@ Source: Intel SDM volume 2, CALL, JMP, Jcc, RET, and section 2.1.1 on prefixes.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import capstone
 
@@ -19,6 +19,8 @@ from staticcall.abi.static_call import NOP5, RET0_FORMS, RET_SITE
 from staticcall.model.sites import Form
 
 MOST_BYTES = 15
+# The size of most sites and of all trampolines' code.
+_CELL = 5
 
 # Segment overrides, address size, REX.
 _PREFIXES = frozenset({0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65, 0x67, *range(0x40, 0x50)})
@@ -45,29 +47,63 @@ class Decoded(NamedTuple):
     pointer: int | None = None
 
 
-Decoder = Callable[[bytes, int], Decoded]
+class Code(NamedTuple):
+    """Bytes that start with an instruction, and the linked address they stand at."""
+
+    address: int
+    code: bytes
+
+
+Decoder = Callable[[Sequence[Code]], list[Decoded]]
 
 
 def make_decoder() -> Decoder:
-    """Return `decode(code, address)`, which decodes the one instruction at the start of `code`.
+    """Return `decode(codes)`, which decodes the one instruction at the start of each code.
 
     Whatever a static call is not made of comes back as `Form.UNKNOWN`.
     """
     engine = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
 
-    def decode(code: bytes, address: int) -> Decoded:
-        for _, size, mnemonic, operands in engine.disasm_lite(code, address, 1):
-            if operands.startswith("0x"):
-                return _direct(code, size, mnemonic, int(operands, 16) & _MASK)
-            if mnemonic in _PADDED:
-                return _padded(code, size, mnemonic, operands)
-            pointer = _POINTER.fullmatch(operands)
-            if pointer and mnemonic in ("call", "jmp"):
-                return _indirect(size, mnemonic, address + size, pointer)
-            return Decoded(Form.UNKNOWN, size, mnemonic=mnemonic)
-        return Decoded(Form.UNKNOWN, min(1, len(code)))
+    def decode(codes: Sequence[Code]) -> list[Decoded]:
+        swept = _sweep(engine, codes)
+        return [swept.get(i * _CELL) or _single(engine, address, code) for i, (address, code) in enumerate(codes)]
 
     return decode
+
+
+def _sweep(engine: Any, codes: Sequence[Code]) -> dict[int, Decoded]:
+    """Decode the first five bytes of every code in one call, which is several times as fast as one by one.
+
+    An instruction that starts and ends with its cell is the same one that stands at its own address, only its
+    destination has moved along. All others are left out: they are longer or shorter, or follow one that is.
+    """
+    cells = b"".join(code[:_CELL] for _, code in codes)
+    if len(cells) != len(codes) * _CELL:
+        return {}
+    found = {}
+    for at, size, mnemonic, operands in engine.disasm_lite(cells, 0):
+        if size == _CELL and at % _CELL == 0:
+            moved = codes[at // _CELL].address - at
+            found[at] = _decoded(cells[at : at + _CELL], size, mnemonic, operands, moved)
+    return found
+
+
+def _single(engine: Any, address: int, code: bytes) -> Decoded:
+    for _, size, mnemonic, operands in engine.disasm_lite(code, 0, 1):
+        return _decoded(code, size, mnemonic, operands, address)
+    return Decoded(Form.UNKNOWN, min(1, len(code)))
+
+
+def _decoded(code: bytes, size: int, mnemonic: str, operands: str, moved: int) -> Decoded:
+    """Make sense of what capstone says; `moved` is to be added to every address in it."""
+    if operands[:1].isdigit() and operands.isalnum():  # numbers below ten are shown in decimal
+        return _direct(code, size, mnemonic, (int(operands, 0) + moved) & _MASK)
+    if mnemonic in _PADDED:
+        return _padded(code, size, mnemonic, operands)
+    pointer = _POINTER.fullmatch(operands)
+    if pointer and mnemonic in ("call", "jmp"):
+        return _indirect(size, mnemonic, moved + size, pointer)
+    return Decoded(Form.UNKNOWN, size, mnemonic=mnemonic)
 
 
 def _direct(code: bytes, size: int, mnemonic: str, destination: int) -> Decoded:

@@ -99,11 +99,18 @@ class Layout(NamedTuple):
 
     def is_code(self, address: int, size: int = 1) -> bool:
         """Whether instructions may stand at these addresses."""
-        return any(start <= address and address + size <= stop for start, stop in self.code)
+        return _within(self.code, address, size)
 
     def is_data(self, address: int, size: int) -> bool:
         """Whether a key may stand at these addresses."""
-        return any(start <= address and address + size <= stop for start, stop in self.data)
+        return _within(self.data, address, size)
+
+
+def _within(extents: tuple[Extent, ...], address: int, size: int) -> bool:
+    for start, stop in extents:  # noqa: SIM110 - asked for thousands of places; any() takes twice as long
+        if start <= address and address + size <= stop:
+            return True
+    return False
 
 
 @contextmanager

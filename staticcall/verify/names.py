@@ -7,6 +7,8 @@ is a candidate and the symbols' own name offsets decide.
 
 from __future__ import annotations
 
+import sys
+from array import array
 from collections.abc import Collection, Container, Iterator, Sequence
 from struct import Struct
 from typing import NamedTuple
@@ -18,13 +20,18 @@ from staticcall.verify.source import Source
 
 # name, info, section index, value; the size does not matter here
 _SYMBOL = Struct("<IBxHQ8x")
-_NAME = Struct("<I20x")
 _UNDEFINED = 0
 _TYPE_MASK = 0xF
 # STT_SECTION, STT_FILE, STT_TLS: their values are not the addresses of anything callable or stored.
 _OTHER_TYPES = frozenset({3, 4, 6})
-# Up to so many names are searched for in the strings; for more it is cheaper to look at every symbol's name.
-_FEW = 50
+
+_PREFIXES = tuple(prefix.encode() for prefix in (abi.KEY_PREFIX, abi.TRAMPOLINE_PREFIX, *abi.OLD_TRAMPOLINE_PREFIXES))
+_LANDMARKS = tuple(
+    name.encode() + b"\0" for name in (abi.RETURN_THUNK, abi.RETURN0, abi.PLAIN_RETURN, abi.TABLE_START, abi.TABLE_STOP)
+)
+
+# Addresses by what follows the prefix in the symbol's name.
+_Group = dict[str, frozenset[int]]
 
 
 class Pair(NamedTuple):
@@ -52,35 +59,34 @@ class _Symbols(NamedTuple):
     names: list[int]
     strings: bytes
 
-    def starting_with(self, prefixes: Sequence[str]) -> list[dict[str, frozenset[int]]]:
-        """Return for each prefix the addresses of symbols whose name begins so, by the rest of their name."""
-        places = {at: prefix for prefix in prefixes for at in _occurrences(self.strings, prefix.encode())}
-        found: dict[str, dict[str, set[int]]] = {prefix: {} for prefix in prefixes}
-        for name, address in self._defined(places):
-            prefix = places[name]
-            found[prefix].setdefault(self._text(name + len(prefix)), set()).add(address)
-        return [
-            {rest: frozenset(addresses) for rest, addresses in found[prefix].items()} for prefix in prefixes
-        ]
+    def search(self, patterns: Sequence[bytes]) -> list[_Group]:
+        """Return for each pattern the addresses of symbols whose name begins so, by the rest of their name.
 
-    def named(self, names: Collection[str]) -> dict[str, frozenset[int]]:
-        """Return the addresses of symbols with these names; every name is in the answer."""
+        A pattern that ends in NUL stands for the whole name. No pattern may begin with another one.
+        """
+        places = {at: i for i, pattern in enumerate(patterns) for at in _occurrences(self.strings, pattern)}
+        found: list[dict[str, set[int]]] = [{} for _ in patterns]
+        for name, address in self._defined(places):
+            i = places[name]
+            pattern = patterns[i]
+            rest = "" if pattern.endswith(b"\0") else self._text(name + len(pattern))
+            found[i].setdefault(rest, set()).add(address)
+        return [{rest: frozenset(group) for rest, group in groups.items()} for groups in found]
+
+    def named(self, names: Collection[str]) -> _Group:
+        """Return the addresses of symbols with these names, however many; every name is in the answer."""
+        places = {at: text for at in set(self.names) if (text := self._text(at)) in names}
         found: dict[str, set[int]] = {name: set() for name in names}
-        if len(names) > _FEW:
-            places = {at: text for at in set(self.names) if (text := self._text(at)) in found}
-        else:
-            places = {at: name for name in names for at in _occurrences(self.strings, name.encode() + b"\0")}
         for name, address in self._defined(places):
             found[places[name]].add(address)
         return {name: frozenset(addresses) for name, addresses in found.items()}
 
     def _defined(self, places: Container[int]) -> Iterator[tuple[int, int]]:
         """Name offset and address of the defined symbols that have their name at one of these offsets."""
-        for i, name in enumerate(self.names):
-            if name in places:
-                _, info, index, value = _SYMBOL.unpack_from(self.table, i * _SYMBOL.size)
-                if index != _UNDEFINED and info & _TYPE_MASK not in _OTHER_TYPES:
-                    yield name, value
+        for i in [i for i, name in enumerate(self.names) if name in places]:
+            name, info, index, value = _SYMBOL.unpack_from(self.table, i * _SYMBOL.size)
+            if index != _UNDEFINED and info & _TYPE_MASK not in _OTHER_TYPES:
+                yield name, value
 
     def _text(self, offset: int) -> str:
         end = self.strings.find(b"\0", offset)
@@ -112,8 +118,10 @@ def _read(source: Source, layout: Layout) -> _Symbols:
     strings = source.read(*layout.sections[section.link].body)
     table = source.read(*section.body)
     # One column at once: an object per symbol would be the slowest part of a proof.
-    names = [name for (name,) in _NAME.iter_unpack(table)]
-    return _Symbols(table, names, strings)
+    words = array("I", table)
+    if sys.byteorder == "big":
+        words.byteswap()
+    return _Symbols(table, words[:: _SYMBOL.size // words.itemsize].tolist(), strings)
 
 
 def read_names(source: Source, layout: Layout) -> Names:
@@ -122,21 +130,18 @@ def read_names(source: Source, layout: Layout) -> Names:
     Raises `MalformedError` for a broken symbol table.
     """
     symbols = _read(source, layout)
-    landmarks = symbols.named({abi.RETURN_THUNK, abi.RETURN0, abi.PLAIN_RETURN, abi.TABLE_START, abi.TABLE_STOP})
-    start, stop = landmarks[abi.TABLE_START], landmarks[abi.TABLE_STOP]
+    found = symbols.search([*_PREFIXES, *_LANDMARKS])
+    thunks, return0, returns, start, stop = (groups.get("", frozenset()) for groups in found[len(_PREFIXES) :])
     return Names(
-        tuple(_pairs(symbols)),
-        landmarks[abi.RETURN_THUNK],
-        landmarks[abi.RETURN0],
-        landmarks[abi.PLAIN_RETURN],
+        tuple(_pairs(symbols, *found[: len(_PREFIXES)])),
+        thunks,
+        return0,
+        returns,
         (min(start), min(stop)) if len(start) == len(stop) == 1 else None,
     )
 
 
-def _pairs(symbols: _Symbols) -> Iterator[Pair]:
-    keys, trampolines, *older = symbols.starting_with(
-        (abi.KEY_PREFIX, abi.TRAMPOLINE_PREFIX, *abi.OLD_TRAMPOLINE_PREFIXES)
-    )
+def _pairs(symbols: _Symbols, keys: _Group, trampolines: _Group, *older: _Group) -> Iterator[Pair]:
     for name in sorted(keys.keys() | trampolines.keys()):
         yield Pair(name, keys.get(name, frozenset()), trampolines.get(name, frozenset()))
     for old in older:

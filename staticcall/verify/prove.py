@@ -13,7 +13,7 @@ from staticcall.errors import VerificationError, about
 from staticcall.model.change import Edit, EditKind, Proof
 from staticcall.verify import rules
 from staticcall.verify.compare import Change, check_disjoint, compare
-from staticcall.verify.decode import Decoded, Decoder, make_decoder
+from staticcall.verify.decode import Code, Decoded, Decoder, make_decoder
 from staticcall.verify.edits import check_edits
 from staticcall.verify.layout import read_layout
 from staticcall.verify.relocations import Carrier
@@ -32,20 +32,18 @@ from staticcall.verify.source import Source, opened
 _OFFSET = attrgetter("offset")
 
 
-class _Rewrite(NamedTuple):
-    """The instruction of a changed site in the original and in the patched file."""
-
-    before: Decoded
-    now: Decoded
-
-
 class _Case(NamedTuple):
-    """What all judgements share: the places, the changed sites among them, both decoder and patched file."""
+    """What all judgements share.
+
+    `sites` are by key. `was` has the original instruction of every changed site, `now` the present one of
+    every site whose static call has changed anywhere, `homes` the present code of their trampolines, by key.
+    """
 
     scene: Scene
     sites: dict[int, list[Site]]
-    rewrites: dict[Record, _Rewrite]
-    decode: Decoder
+    was: dict[Record, Decoded]
+    now: dict[Record, Decoded]
+    homes: dict[int, Decoded]
     patched: Source
 
 
@@ -77,33 +75,57 @@ def _judge(scene: Scene, before: Source, after: Source, decode: Decoder, edits: 
     sites: dict[int, list[Site]] = {}
     for site in scene.sites:
         sites.setdefault(site.record.key, []).append(site)
-    case = _Case(scene, sites, _rewrites(scene.sites, decode), decode, after)
+    was = _changed_sites(scene.sites, decode)
     slots = {key for key, slot in scene.slots.items() if slot.before != slot.after}
     trampolines = {key for key, home in scene.trampolines.items() if home.before != home.after}
-    affected = slots | trampolines | {record.key for record in case.rewrites}
-    changes = sorted((change for key in sorted(affected) for change in _check_call(case, key)), key=_OFFSET)
+    affected = sorted(slots | trampolines | {record.key for record in was})
+    case = _decode_all(scene, sites, was, affected, decode, after)
+    changes = sorted((change for key in affected for change in _check_call(case, key)), key=_OFFSET)
     check_disjoint(changes, [*scene.layout.headers, *scene.tables])
     compared = compare(before, after, changes)
     if edits is not None:
         check_edits(before, after, scene.layout, changes, edits)
     return Proof(
         compared=compared,
-        sites=dict(Counter(rewrite.now.form.value for rewrite in case.rewrites.values())),
+        sites=dict(Counter(case.now[record].form.value for record in was)),
         trampolines=len(trampolines),
         keys=len(slots),
         changed_keys=tuple(sorted(scene.keys[key] for key in affected)),
     )
 
 
-def _rewrites(sites: Sequence[Site], decode: Decoder) -> dict[Record, _Rewrite]:
-    found = {}
-    for site in sites:
-        if site.before != site.after:
-            # The bytes at hand may reach into the next instruction, so the instruction's length decides.
-            before = decode(site.before, site.record.address)
-            if site.before[: before.length] != site.after[: before.length]:
-                found[site.record] = _Rewrite(before, decode(site.after, site.record.address))
-    return found
+def _changed_sites(sites: Sequence[Site], decode: Decoder) -> dict[Record, Decoded]:
+    """Find the sites whose instruction differs, with what it was."""
+    suspects = [site for site in sites if site.before != site.after]
+    decoded = decode([Code(site.record.address, site.before) for site in suspects])
+    # The bytes at hand may reach into the next instruction, so the instruction's length decides.
+    return {
+        site.record: was
+        for site, was in zip(suspects, decoded, strict=True)
+        if site.before[: was.length] != site.after[: was.length]
+    }
+
+
+def _decode_all(
+    scene: Scene,
+    sites: dict[int, list[Site]],
+    was: dict[Record, Decoded],
+    affected: Sequence[int],
+    decode: Decoder,
+    patched: Source,
+) -> _Case:
+    concerned = [site for key in affected for site in sites.get(key, [])]
+    now = decode([Code(site.record.address, site.after) for site in concerned])
+    homes = [(key, scene.trampolines[key]) for key in affected if key in scene.trampolines]
+    code = decode([Code(home.address, home.after) for _, home in homes])
+    return _Case(
+        scene,
+        sites,
+        was,
+        {site.record: decoded for site, decoded in zip(concerned, now, strict=True)},
+        {key: decoded for (key, _), decoded in zip(homes, code, strict=True)},
+        patched,
+    )
 
 
 def _check_call(case: _Case, key: int) -> Iterator[Change]:
@@ -117,17 +139,16 @@ def _check_call(case: _Case, key: int) -> Iterator[Change]:
         yield from _check_trampoline(case, call, home)
     indirect = []
     for site in case.sites.get(key, []):
-        rewrite = case.rewrites.get(site.record)
-        now = rewrite.now if rewrite else case.decode(site.after, site.record.address)
+        was, now = case.was.get(site.record), case.now[site.record]
         place = rules.Place("the site", site.record.address, site.offset)
-        if rewrite:
-            rules.check_change(place, rewrite.before, now)
+        if was is not None:
+            rules.check_change(place, was, now)
             _check_code(scene, place, now)
         elif now.form in rules.INDIRECT:
             indirect.append((place, now))
             continue
         rules.check_site(place, call, scene.names, tail=site.record.tail, now=now)
-        if rewrite:
+        if was is not None:
             before, after = site.before[: now.length], site.after[: now.length]
             yield Change(site.offset, before, after, EditKind.SITE, call.name, site.record.address, now)
     _check_indirect(case, call, indirect)
@@ -156,7 +177,7 @@ def _check_trampoline(case: _Case, call: rules.Call, home: Trampoline) -> Iterat
     if call.func is None and not changed:
         return  # it leads where run time says, or through the slot; nothing here says otherwise
     place = rules.Place("the trampoline", home.address, home.offset)
-    now = case.decode(home.after, home.address)
+    now = case.homes[call.address]
     if changed:
         rules.check_trampoline_change(place, home.before, home.after)
     rules.check_trampoline(place, call, case.scene.names, home.after, now)

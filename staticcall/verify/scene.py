@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from staticcall.abi import static_call as abi
 from staticcall.errors import MalformedError
-from staticcall.verify.decode import MOST_BYTES, Decoder
+from staticcall.verify.decode import MOST_BYTES, Code, Decoder
 from staticcall.verify.layout import Layout
 from staticcall.verify.names import Names, read_names
 from staticcall.verify.relocations import Carrier, Pointer, read_pointers
@@ -89,7 +89,9 @@ def read_scene(
     ]
     owners = {t: next(iter(p.keys)) for p in names.pairs if len(p.keys) == 1 for t in p.trampolines}
     # A record may name the trampoline instead of the key, where its object was not allowed to see the key.
-    records = [record._replace(key=owners.get(record.key, record.key)) for record in dict.fromkeys(records)]
+    records = [
+        record._replace(key=owners[record.key]) if record.key in owners else record for record in dict.fromkeys(records)
+    ]
     keys = {record.key: f"{record.key:#x}" for record in records}
     keys.update({key: pair.name for pair in reversed(names.pairs) for key in pair.keys})
     sites = tuple(_sites(original, patched, layout, records))
@@ -130,20 +132,19 @@ def _records(table: bytes, start: int) -> Iterator[Record]:
 
 def _sites(original: Source, patched: Source, layout: Layout, records: list[Record]) -> Iterator[Site]:
     """Read the sites in file order; records that lead out of the file stand last, without bytes."""
-    placed = []
+    placed, lost = [], []
     for record in records:
         offset = layout.offset_of(record.address)
         if offset is None:
-            continue
-        placed.append((Span(offset, layout.room_at(record.address, MOST_BYTES)), record))
+            lost.append(Site(record, 0, b"", b""))
+        else:
+            placed.append((Span(offset, layout.room_at(record.address, MOST_BYTES)), record))
     placed.sort()
     spans = [span for span, _ in placed]
     befores, afters = original.snippets(spans), patched.snippets(spans)
     for (span, record), before, after in zip(placed, befores, afters, strict=True):
         yield Site(record, span.offset, before, after)
-    for record in records:
-        if layout.offset_of(record.address) is None:
-            yield Site(record, 0, b"", b"")
+    yield from lost
 
 
 def _slots(original: Source, patched: Source, layout: Layout, keys: list[int]) -> dict[int, Slot]:
@@ -186,16 +187,14 @@ def _match_trampolines(
             (claims if unique else candidates).setdefault(key, set()).update(pair.trampolines)
     named = frozenset(claims)
     taken = {home for homes in claims.values() for home in homes}
-    for site in sites:
-        key = site.record.key
-        if key in named:
-            continue
-        home = decode(site.before, site.record.address).destination
+    lost = [site for site in sites if site.record.key not in named]
+    decoded = decode([Code(site.record.address, site.before) for site in lost])
+    for site, home in zip(lost, (now.destination for now in decoded), strict=True):
         if home is None or home in taken:
             continue
-        choice = candidates.get(key)
+        choice = candidates.get(site.record.key)
         if home in choice if choice else _signed(layout, source, home):
-            claims.setdefault(key, set()).add(home)
+            claims.setdefault(site.record.key, set()).add(home)
     owners: dict[int, set[int]] = {}
     for key, homes in claims.items():
         for home in homes:

@@ -39,10 +39,18 @@ class Source(NamedTuple):
         """Return exactly `size` bytes from `offset`; raises `MalformedError` where the file has fewer."""
         if offset < 0 or size < 0 or offset + size > self.size:
             raise MalformedError(f"the file ends before the {size} bytes wanted", path=self.path, offset=offset)
-        data = os.pread(self.stream.fileno(), size, offset)
-        if len(data) != size:
-            raise MalformedError("the file became shorter while it was read", path=self.path, offset=offset)
-        return data
+        buffer = bytearray(size)
+        self.fill(buffer, offset)
+        return bytes(buffer)
+
+    def fill(self, buffer: bytearray, offset: int) -> None:
+        """Fill the whole buffer from `offset` on; raises `InputError` where that fails."""
+        try:
+            count = os.preadv(self.stream.fileno(), [buffer], offset)
+        except OSError as error:
+            raise InputError(f"cannot be read: {error.strerror}", path=self.path, offset=offset) from error
+        if count != len(buffer):
+            raise InputError("the file became shorter while it was read", path=self.path, offset=offset)
 
     def snippets(self, spans: Sequence[Span]) -> list[bytes]:
         """Return the bytes of each span; cheap when the spans are sorted by offset, correct in any order."""
@@ -67,7 +75,4 @@ def opened(path: Path) -> Iterator[Source]:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise InputError(f"cannot be opened: {reason}", path=path) from error
     with stream:
-        try:
-            yield Source(path, stream, os.fstat(stream.fileno()).st_size)
-        except OSError as error:
-            raise InputError(f"cannot be read: {error.strerror}", path=path) from error
+        yield Source(path, stream, os.fstat(stream.fileno()).st_size)

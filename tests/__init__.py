@@ -1,0 +1,1 @@
+"""Tests of staticcall, against real compilers, linkers, kernels and independent decoders."""

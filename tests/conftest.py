@@ -1,0 +1,42 @@
+"""What tests may ask for: the big things that not every machine has."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from tests.support import guest, kernels
+
+
+def _unavailable(reason: str) -> NoReturn:
+    """Skip on a developer's machine; fail where every test is meant to run."""
+    if os.environ.get("CI"):
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
+
+
+def _kernel(series: str) -> Path:
+    try:
+        return kernels.kernel(series)
+    except kernels.KernelMissingError as error:
+        _unavailable(f"no kernel of the {series} series: {error}")
+
+
+@pytest.fixture(scope="session")
+def vmlinux_612() -> Path:
+    return _kernel("6.12")
+
+
+@pytest.fixture(scope="session")
+def vmlinux_61() -> Path:
+    return _kernel("6.1")
+
+
+@pytest.fixture(scope="session")
+def guest_tools() -> None:
+    """Needed by every test that calls guest.boot."""
+    if missing := guest.missing_tools():
+        _unavailable(f"not installed: {', '.join(missing)}")
