@@ -20,7 +20,7 @@ from typing import Any
 from staticcall.errors import InputError, UsageError
 from staticcall.model.sites import Policy, PolicyName
 from staticcall.pipeline.look import Look
-from staticcall.plan import FORCEABLE, Wishes
+from staticcall.pipeline.patch import FORCEABLE, Wishes
 
 _TYPES: Mapping[str, type] = {
     "policy": str,

@@ -10,12 +10,9 @@ import click
 from staticcall.cli.config import read_config
 from staticcall.cli.options import INPUT_FILE, look_options, quiet_option, verbose_option
 from staticcall.errors import ExitCode, UsageError
-from staticcall.pipeline.batch import Format, render_files
+from staticcall.pipeline.batch import Format, join, publish, render_files
 from staticcall.pipeline.look import Look
-from staticcall.pipeline.patch import Patched, output_of, patch_image
-from staticcall.plan import FORCEABLE, Wishes
-from staticcall.report.text import render_plan, render_proof
-from staticcall.write import publish_text
+from staticcall.pipeline.patch import FORCEABLE, Wishes, describe, output_of, patch_image
 
 
 @click.command("patch")
@@ -69,7 +66,8 @@ def command(
     target = None if dry_run else output_of(file, output, in_place=in_place)
     patched = patch_image(file, look, wishes, output=target, edits=edits)
     if not quiet:
-        _tell(file, target, patched, verbose=verbose)
+        click.echo(f"{file} -> {target}" if target else f"{file}: nothing is written (--dry-run)")
+        click.echo(describe(patched, verbose=verbose), nl=False)
     return _report(target, report_path, look) if report_path and target else ExitCode.DONE
 
 
@@ -83,18 +81,9 @@ def _pairs(sets: Sequence[str]) -> tuple[tuple[str, str], ...]:
     return tuple(pairs)
 
 
-def _tell(file: Path, target: Path | None, patched: Patched, *, verbose: bool) -> None:
-    click.echo(f"{file} -> {target}" if target else f"{file}: nothing is written (--dry-run)")
-    click.echo("".join(render_plan(patched.plan, verbose=verbose)), nl=False)
-    if patched.proof:
-        click.echo("".join(render_proof(patched.proof)), nl=False)
-
-
 def _report(path: Path, report_path: Path, look: Look) -> int:
-    from staticcall.report.json import render_document  # noqa: PLC0415 - only for --report
-
     (rendered,) = render_files([path], look._replace(keys=None), Format.JSON)
     if rendered.error:
         raise UsageError(rendered.error)
-    publish_text(report_path, render_document(look.policy, [rendered.text]))
+    publish(report_path, join([rendered.text], Format.JSON, look.policy))
     return ExitCode.DONE

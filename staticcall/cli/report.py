@@ -10,8 +10,8 @@ import click
 from staticcall.cli.main import complain
 from staticcall.cli.options import INPUT_FILE, look_options, quiet_option, verbose_option
 from staticcall.errors import ExitCode
-from staticcall.model.sites import Policy, Severity
-from staticcall.pipeline.batch import Format, Rendered, render_files
+from staticcall.model.sites import Severity
+from staticcall.pipeline.batch import Format, Rendered, join, publish, render_files
 from staticcall.pipeline.look import Look
 
 _RANKS = {"note": 1, "warning": 2, "error": 3, "never": 4}
@@ -65,14 +65,12 @@ def command(
     look = look._replace(scan=scan, hashed=hashed)
     codes: list[int] = []
     rendered = _noted(render_files(files, look, Format(form), verbose=verbose, jobs=jobs), codes, fail_on)
-    pieces = _document(rendered, Format(form), look.policy)
+    pieces = join(rendered, Format(form), look.policy)
     if output is not None:
         text = list(pieces)
         # Half a report looks like a whole one to whoever reads it later.
         if max(codes, default=0) <= ExitCode.FINDINGS:
-            from staticcall.write import publish_text  # noqa: PLC0415 - only for --output
-
-            publish_text(output, text)
+            publish(output, text)
     else:
         for piece in pieces:
             if not quiet:
@@ -90,25 +88,6 @@ def _noted(rendered: Iterable[Rendered], codes: list[int], fail_on: str) -> Iter
         worst = max((_RANKS[severity.value] for severity in one.severities), default=0)
         codes.append(ExitCode.FINDINGS if worst >= _RANKS[fail_on] else ExitCode.DONE)
         yield one.text
-
-
-def _document(images: Iterator[str], form: Format, policy: Policy) -> Iterator[str]:
-    first = next(images, None)
-    if first is None:
-        return
-    if form is Format.JSON:
-        from staticcall.report.json import render_document  # noqa: PLC0415 - not for the text report
-
-        yield from render_document(policy, _again(first, images))
-        return
-    yield first
-    for image in images:
-        yield "\n" + image if form is Format.TEXT else image
-
-
-def _again(first: str, rest: Iterator[str]) -> Iterator[str]:
-    yield first
-    yield from rest
 
 
 assert set(Severity) <= set(_RANKS), "every severity can be asked for"

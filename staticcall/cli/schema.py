@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from staticcall.report.json import SCHEMAS, schema_text
+from staticcall.pipeline.schemas import SCHEMAS, schema_text
 
 
 @click.command("schema")

@@ -7,8 +7,7 @@ from pathlib import Path
 import click
 
 from staticcall.cli.options import INPUT_FILE, quiet_option
-from staticcall.pipeline.check import check_pair
-from staticcall.report.text import render_proof
+from staticcall.pipeline.check import check_pair, describe
 
 
 @click.command("verify")
@@ -28,4 +27,4 @@ def command(original: Path, patched: Path, deep: bool, quiet: bool) -> None:
     """
     proof = check_pair(original, patched, deep=deep)
     if not quiet:
-        click.echo("".join(render_proof(proof)), nl=False)
+        click.echo(describe(proof), nl=False)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from staticcall.errors import StaticcallError
 from staticcall.model.report import ImageReport
-from staticcall.model.sites import Severity
+from staticcall.model.sites import Policy, Severity
 from staticcall.pipeline.look import Look, report_image
 from staticcall.report.text import render_text
 
@@ -62,3 +62,26 @@ def _pieces(report: ImageReport, form: Format, *, verbose: bool) -> Iterator[str
 
     pieces = render_image(report)
     return pieces if form is Format.JSON else chain((piece.replace("\n", "") for piece in pieces), "\n")
+
+
+def join(images: Iterable[str], form: Format, policy: Policy) -> Iterator[str]:
+    """Rendered images as one document of their form, in pieces; nothing at all without an image."""
+    images = iter(images)
+    first = next(images, None)
+    if first is None:
+        return
+    if form is Format.JSON:
+        from staticcall.report.json import render_document  # noqa: PLC0415 - not for the text report
+
+        yield from render_document(policy, chain((first,), images))
+        return
+    yield first
+    for image in images:
+        yield "\n" + image if form is Format.TEXT else image
+
+
+def publish(path: Path, document: Iterable[str]) -> None:
+    """Write a document to a file, atomically."""
+    from staticcall.write import publish_text  # noqa: PLC0415 - only for --output and --report
+
+    publish_text(path, document)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from staticcall.model.change import Proof
+from staticcall.report.text import render_proof
 from staticcall.verify import prove
 from staticcall.verify.second_reader import same_layout
 
@@ -18,3 +19,8 @@ def check_pair(original: Path, patched: Path, *, deep: bool = False) -> Proof:
     if deep:
         same_layout(original, patched)
     return proof
+
+
+def describe(proof: Proof) -> str:
+    """What was proved, in lines for a person."""
+    return "".join(render_proof(proof))

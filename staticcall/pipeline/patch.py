@@ -9,11 +9,14 @@ from staticcall.locate import locate
 from staticcall.model.change import Plan, Proof
 from staticcall.model.image import Image
 from staticcall.pipeline.look import Look, judge_for
-from staticcall.plan import Wishes, make_plan, require_wish
+from staticcall.plan import FORCEABLE, Wishes, make_plan, require_wish
 from staticcall.read import open_image, sha256_of
 from staticcall.read.btf import functions_returning
 from staticcall.report.json import render_edits
+from staticcall.report.text import render_plan, render_proof
 from staticcall.write import publish_text, refuse_input_as_output, stage
+
+__all__ = ["FORCEABLE", "Patched", "Wishes", "describe", "output_of", "patch_image"]
 
 
 class Patched(NamedTuple):
@@ -50,6 +53,13 @@ def patch_image(path: Path, look: Look, wishes: Wishes, *, output: Path | None, 
                 publish_text(edits, render_edits(plan, sha256_of(path), sha256_of(staged.path)))
             staged.publish()
     return Patched(plan, proof)
+
+
+def describe(patched: Patched, *, verbose: bool = False) -> str:
+    """What was done, in lines for a person."""
+    return "".join(
+        [*render_plan(patched.plan, verbose=verbose), *(render_proof(patched.proof) if patched.proof else ())]
+    )
 
 
 def output_of(path: Path, output: Path | None, *, in_place: bool) -> Path:

@@ -10,7 +10,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from staticcall.errors import InputError, MalformedError, VerificationError
+from staticcall.errors import MalformedError, VerificationError
+from staticcall.verify.source import opened
 
 if TYPE_CHECKING:
     import lief
@@ -40,11 +41,8 @@ def _parse(path: Path) -> lief.ELF.Binary:
     import lief  # noqa: PLC0415 - see the line above
 
     lief.logging.disable()
-    try:
-        with path.open("rb"):
-            binary = lief.ELF.parse(str(path))
-    except OSError as error:
-        raise InputError(f"cannot be opened: {error.strerror}", path=path) from error
+    with opened(path):  # LIEF itself would wait for ever on a pipe
+        binary = lief.ELF.parse(str(path))
     if binary is None:
         raise MalformedError("LIEF cannot read it as an ELF file", path=path)
     return binary

@@ -1,0 +1,61 @@
+"""Whole processes, timed in turn: a machine that slows down slows all of them down."""
+
+import os
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+
+class Runs(NamedTuple):
+    """The runs of one command: wall seconds of each, and the largest peak memory in bytes."""
+
+    seconds: tuple[float, ...]
+    peak: int
+
+    @property
+    def median(self) -> float:
+        """The median wall time in seconds."""
+        return median(self.seconds)
+
+    def __str__(self) -> str:
+        low, high = min(self.seconds), max(self.seconds)
+        return f"{self.median:7.3f} s  ({low:.3f} to {high:.3f} in {len(self.seconds)} runs)"
+
+
+def run(command: Sequence[str]) -> tuple[float, int]:
+    """Run one cold process, its output thrown away; gives wall seconds and peak memory in bytes."""
+    started = time.perf_counter()
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    seconds = time.perf_counter() - started
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)} failed with {process.returncode}")
+    return seconds, usage.ru_maxrss * 1024
+
+
+def in_turn(commands: Mapping[str, Sequence[str]], rounds: int) -> dict[str, Runs]:
+    """Run all commands once to warm the page cache, then each once per round."""
+    for command in commands.values():
+        run(command)
+    runs: dict[str, list[tuple[float, int]]] = {name: [] for name in commands}
+    for _ in range(rounds):
+        for name, command in commands.items():
+            runs[name].append(run(command))
+    return {
+        name: Runs(tuple(seconds for seconds, _ in measured), max(peak for _, peak in measured))
+        for name, measured in runs.items()
+    }
+
+
+def shell(line: str) -> list[str]:
+    """A pipeline as a command."""
+    return ["sh", "-c", line]
+
+
+def tool(*arguments: str | Path) -> list[str]:
+    """The installed staticcall with these arguments."""
+    return [str(Path(os.environ.get("VIRTUAL_ENV", ".venv")) / "bin" / "staticcall"), *map(str, arguments)]
