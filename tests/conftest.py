@@ -9,6 +9,7 @@ from typing import NoReturn
 import pytest
 
 from tests.support import guest, kernels
+from tests.support.programs import Builder
 
 
 def _unavailable(reason: str) -> NoReturn:
@@ -40,3 +41,9 @@ def guest_tools() -> None:
     """Needed by every test that calls guest.boot."""
     if missing := guest.missing_tools():
         _unavailable(f"not installed: {', '.join(missing)}")
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Builder:
+    """Builds fixtures; each program is built once and shared."""
+    return Builder(tmp_path_factory.mktemp("fixtures"), _unavailable)
