@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import pytest
 
-from tests.support import guest, kernels
+from tests.support import guest, kernels, vmlinux
 from tests.support.programs import Builder
 
 
@@ -34,6 +34,12 @@ def vmlinux_612() -> Path:
 @pytest.fixture(scope="session")
 def vmlinux_61() -> Path:
     return _kernel("6.1")
+
+
+@pytest.fixture(scope="session", params=["612", "61"])
+def kernel(request: pytest.FixtureRequest) -> vmlinux.Vmlinux:
+    """Each kernel, as the tests themselves read it."""
+    return vmlinux.read(request.getfixturevalue(f"vmlinux_{request.param}"))
 
 
 @pytest.fixture(scope="session")

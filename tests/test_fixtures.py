@@ -18,6 +18,8 @@ from tests.support.sites import (
     SITES,
     TRAMPOLINES,
     Placed,
+    matches,
+    size_of,
 )
 from tests.support.toolchain import Compiler, Kind
 
@@ -25,17 +27,8 @@ PROGRAM_KINDS: tuple[Kind, ...] = ("exec", "pie", "static")
 PROGRAMS = ("calls", "forms", "generations")
 BROKEN = tuple(sorted(f"broken/{path.stem}" for path in (toolchain.source("calls").parents[1] / "broken").iterdir()))
 
-
 every_toolchain = pytest.mark.parametrize("tools", TOOLCHAINS, ids="-".join)
 every_kind = pytest.mark.parametrize("kind", PROGRAM_KINDS)
-
-
-def _matches(code: bytes, pattern: str) -> bool:
-    return re.fullmatch(pattern.replace(" ", ""), code.hex()) is not None
-
-
-def _size(pattern: str) -> int:
-    return len(pattern.replace(" ", "")) // 2
 
 
 def _key_symbol(key: str) -> str:
@@ -55,7 +48,7 @@ def _check_sites(program: Path, fixture: str) -> None:
         address = names[site.function] + site.lead
         record = records.pop(address)
         assert (record.key, record.flags) == (names[_key_symbol(site.key)], int(site.tail)), site
-        assert _matches(toolchain.bytes_at(program, address, _size(site.shape.code)), site.shape.code), site
+        assert matches(toolchain.bytes_at(program, address, size_of(site.shape.code)), site.shape.code), site
         assert site.offset is None or address % 64 == site.offset, site
         assert re.fullmatch(_text_pattern(site), toolchain.disassemble(program, address)), site
     assert len(records) == COMPILED_SITES.get(fixture, 0)
@@ -100,7 +93,7 @@ def test_the_crossings_are_the_ones_meant() -> None:
 
     for site in SITES["calls"]:
         assert site.offset is not None
-        name, end = site.function, site.offset + _size(site.shape.code)
+        name, end = site.function, site.offset + size_of(site.shape.code)
         assert crosses(site.offset, end, 64) == name.endswith(ALL_SPLIT + OPCODE_SPLIT), name
         assert crosses(end - 4, end, 64) == name.endswith(ALL_SPLIT), name
         assert crosses(end - 4, end, 8) == name.endswith(ALL_SPLIT + BLOCK_SPLIT), name
@@ -150,7 +143,7 @@ def test_trampolines_of_every_generation(tools: Toolchain, built: Builder) -> No
     names = toolchain.symbols(program)
     for symbol, code in TRAMPOLINES.items():
         assert names[symbol] % 4 == 0
-        assert _matches(toolchain.bytes_at(program, names[symbol], _size(code)), code), symbol
+        assert matches(toolchain.bytes_at(program, names[symbol], size_of(code)), code), symbol
     for symbol, text in (
         ("__SCT__thunk", "jmp [0-9a-f]+ <__x86_return_thunk>"),
         ("__SCT__return0", "jmp [0-9a-f]+ <__static_call_return0>"),

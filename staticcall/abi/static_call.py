@@ -60,15 +60,20 @@ WARN_TRAP: Final = bytes.fromhex("67480fb93a")
 # A tail site whose target is NULL, and a trampoline whose target is NULL, where no return thunk is used.
 RET_SITE: Final = bytes.fromhex("c3cccccccc")
 RET_TRAMPOLINE: Final = bytes.fromhex("c3cc909090")
+# What 5.10 to 5.16 had there instead.
+RET_TRAMPOLINE_NOPS: Final = bytes.fromhex("c390909090")
 
-# Where the names above can be found in a string table: a rare piece of each, and how many bytes of the name
-# stand before it. Searching for the pieces is several times faster than for the names, which begin alike.
+# Where the names above can be found in a string table: a piece of each that is rare and quickly searched for,
+# and how many bytes of the name stand before it.
 SYMBOL_STEMS: Final = (
-    (rb"SC[KT]__", (2,)),
-    (rb"c_call_(?:sites|return|tramp_)", (7, 9, 12, 13)),
-    (rb"x86_return_thunk\0", (2,)),
-    (rb"xor5rax\0", (0,)),
-    (rb"linux_banner\0", (0,)),
+    (b"__SCK", (0,)),
+    (b"__SCT", (0,)),
+    (b"static_call_tramp_", (2, 4)),
+    (b"static_call_sites", (8, 7)),
+    (b"static_call_return", (2,)),
+    (b"x86_return_thunk", (2,)),
+    (b"xor5rax", (0,)),
+    (b"linux_banner", (0,)),
 )
 
 # Constants of the kernel's own code, so the bytes that this very kernel accepts and writes.

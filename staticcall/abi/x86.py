@@ -44,6 +44,8 @@ REL32_SIZE: Final = 4
 NO_EFFECT_PREFIXES: Final = frozenset({0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65, 0x67, *range(0x40, 0x50)})
 
 MAX_INSTRUCTION: Final = 15
+# Displacements wrap around the ends of the address space.
+ADDRESS_MASK: Final = (1 << 64) - 1
 
 _RET_PADDED: Final = bytes([RET, INT3, INT3, INT3, INT3])
 # Opcode and displacement of a call or jmp without prefixes.
@@ -67,7 +69,7 @@ def decode(code: bytes, address: int) -> Instruction:
         first, displacement = BRANCH.unpack_from(code)
         form = _PLAIN_BRANCHES.get(first)
         if form is not None:  # nearly all there are, so first
-            return Instruction(form, CALL_SIZE, 0, address + CALL_SIZE + displacement)
+            return Instruction(form, CALL_SIZE, 0, address + CALL_SIZE + displacement & ADDRESS_MASK)
     opcode = 0
     while (form := _WHOLE.get(code[opcode : opcode + CALL_SIZE])) is None:
         if opcode >= len(code) or code[opcode] not in NO_EFFECT_PREFIXES:
@@ -106,7 +108,7 @@ def _branch(
     if len(code) < length:
         return None
     destination = address + length + _relative(code, length - width, width)
-    return Instruction(form, length, opcode, destination & 0xFFFFFFFFFFFFFFFF)
+    return Instruction(form, length, opcode, destination & ADDRESS_MASK)
 
 
 def rel32(end: int, target: int) -> bytes:

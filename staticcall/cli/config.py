@@ -13,10 +13,11 @@ pv_sched_clock = "native_sched_clock"
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from staticcall.cli.options import NO_LINE, is_line
 from staticcall.errors import InputError, UsageError
 from staticcall.model.sites import Policy, PolicyName
 from staticcall.pipeline.look import Look
@@ -32,8 +33,8 @@ _TYPES: Mapping[str, type] = {
 }
 
 
-def read_config(path: Path, look: Look, wishes: Wishes) -> tuple[Look, Wishes]:
-    """Complete what the command line asked for by what the file says."""
+def read_config(path: Path, look: Look, wishes: Wishes, given: Collection[str]) -> tuple[Look, Wishes]:
+    """Complete what the command line asked for by what the file says; `given` are the options it named."""
     try:
         with path.open("rb") as stream:
             values = tomllib.load(stream)
@@ -42,17 +43,16 @@ def read_config(path: Path, look: Look, wishes: Wishes) -> tuple[Look, Wishes]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"is no TOML: {error}", path=path) from error
     _check(path, values)
+    name, line = look.policy
     policy = Policy(
-        PolicyName(values.get("policy", look.policy.name)) if look.policy == Policy() else look.policy.name,
-        values.get("line", look.policy.line) if look.policy.line == Policy().line else look.policy.line,
+        name if "policy" in given else PolicyName(values.get("policy", name)),
+        line if "line" in given else values.get("line", line),
     )
-    keys = look.keys or values.get("key")
-    asked = dict(wishes.sets)
-    sets = {**values.get("set", {}), **asked}
+    keys = look.keys if "key" in given else values.get("key")
+    asked = {key for key, _ in wishes.sets}
+    sets = (*((key, target) for key, target in values.get("set", {}).items() if key not in asked), *wishes.sets)
     forced = wishes.forced | frozenset(values.get("force", []))
-    return look._replace(policy=policy, keys=keys), Wishes(
-        tuple(sets.items()), wishes.bind or values.get("bind", False), keys, forced
-    )
+    return look._replace(policy=policy, keys=keys), Wishes(sets, wishes.bind or values.get("bind", False), keys, forced)
 
 
 def _check(path: Path, values: Mapping[str, Any]) -> None:
@@ -70,5 +70,5 @@ def _check(path: Path, values: Mapping[str, Any]) -> None:
     if values.get("policy", PolicyName.KERNEL) not in list(PolicyName):
         raise UsageError(f"names the unknown policy {values['policy']}", path=path)
     line = values.get("line", 64)
-    if line <= 0 or line & (line - 1):
-        raise UsageError(f"gives a line of {line} bytes, no power of two", path=path)
+    if not is_line(line):
+        raise UsageError(f"gives a line of {line} bytes, {NO_LINE}", path=path)

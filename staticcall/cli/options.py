@@ -15,13 +15,19 @@ from staticcall.pipeline.look import Look
 F = TypeVar("F", bound=Callable[..., Any])
 
 _SMALLEST_LINE, _LARGEST_LINE = 8, 4096
+NO_LINE = f"no power of two from {_SMALLEST_LINE} to {_LARGEST_LINE}"
 
 INPUT_FILE = click.Path(path_type=Path)
 
 
+def is_line(value: int) -> bool:
+    """Whether a cache line can have so many bytes."""
+    return not value & (value - 1) and _SMALLEST_LINE <= value <= _LARGEST_LINE
+
+
 def _line(_context: click.Context, _parameter: click.Parameter, value: int) -> int:
-    if value & (value - 1) or not _SMALLEST_LINE <= value <= _LARGEST_LINE:
-        raise click.BadParameter(f"{value} is no power of two from {_SMALLEST_LINE} to {_LARGEST_LINE}")
+    if not is_line(value):
+        raise click.BadParameter(f"{value} is {NO_LINE}")
     return value
 
 

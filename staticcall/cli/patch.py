@@ -62,13 +62,24 @@ def command(
         raise UsageError("give one of -o, --in-place and --dry-run")
     wishes = Wishes(_pairs(sets), bind, look.keys, frozenset(forced))
     if config is not None:
-        look, wishes = read_config(config, look, wishes)
-    target = None if dry_run else output_of(file, output, in_place=in_place)
+        look, wishes = read_config(config, look, wishes, _given())
+    others = (edits, report_path, config)
+    target = None if dry_run else output_of(file, output, in_place=in_place, others=others)
     patched = patch_image(file, look, wishes, output=target, edits=edits)
     if not quiet:
-        click.echo(f"{file} -> {target}" if target else f"{file}: nothing is written (--dry-run)")
+        name = click.format_filename(file)
+        click.echo(
+            f"{name} -> {click.format_filename(target)}" if target else f"{name}: nothing is written (--dry-run)"
+        )
         click.echo(describe(patched, verbose=verbose), nl=False)
     return _report(target, report_path, look) if report_path and target else ExitCode.DONE
+
+
+def _given() -> set[str]:
+    """The options that the command line names, whether or not they say what holds anyway."""
+    context = click.get_current_context()
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return {name for name, source in sources.items() if source is click.core.ParameterSource.COMMANDLINE}
 
 
 def _pairs(sets: Sequence[str]) -> tuple[tuple[str, str], ...]:

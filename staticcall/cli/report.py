@@ -70,7 +70,7 @@ def command(
         text = list(pieces)
         # Half a report looks like a whole one to whoever reads it later.
         if max(codes, default=0) <= ExitCode.FINDINGS:
-            publish(output, text)
+            publish(output, text, files)
     else:
         for piece in pieces:
             if not quiet:

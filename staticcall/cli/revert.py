@@ -27,7 +27,8 @@ def command(patched: Path, edits: Path, output: Path | None, in_place: bool, qui
     """
     if (output is not None) == in_place:
         raise UsageError("give one of -o and --in-place")
-    target = output_of(patched, output, in_place=in_place)
+    target = output_of(patched, output, in_place=in_place, others=(edits,))
     count = revert_image(patched, edits, target)
     if not quiet:
-        click.echo(f"{patched} -> {target}\n  {count:,} edits taken back, the SHA-256 is the original's")
+        click.echo(f"{click.format_filename(patched)} -> {click.format_filename(target)}")
+        click.echo(f"  {count:,} edits taken back, the SHA-256 is the original's")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 
 from staticcall.abi import elf64, static_call
 from staticcall.errors import MalformedError
@@ -27,31 +28,27 @@ def locate_keys(
         # The old generation gave the key the bare name; a record may also name a trampoline.
         symbols |= image.symbols.names_at(nameless)
     slots = read_slots(image, sorted(addresses | symbols.keys()))
-    by_name = {trampoline.name: trampoline for trampoline in trampolines.values() if trampoline.name}
-    by_site = _trampolines_by_site(trampolines, sites)
-    keys: dict[int, Key] = {}
-    for address, slot in slots.items():
-        symbol = symbols.get(address, "")
-        name = symbol.removeprefix(prefix) or f"{address:#x}"
-        keys[address] = Key(
-            name,
-            symbol,
-            address,
-            slot,
-            by_name.get(name) or by_site.get(address),
-        )
-    return keys
+    names = {address: symbols.get(address, "").removeprefix(prefix) or f"{address:#x}" for address in slots}
+    homes = _trampolines_of(names, trampolines, sites)
+    return {
+        address: Key(names[address], symbols.get(address, ""), address, slot, homes.get(address))
+        for address, slot in slots.items()
+    }
 
 
-def _trampolines_by_site(trampolines: dict[int, Trampoline], sites: Iterable[Site]) -> dict[int, Trampoline]:
-    """For trampolines without a name: the one that the first site of a key leads to."""
-    nameless = {address: t for address, t in trampolines.items() if not t.name}
-    found: dict[int, Trampoline] = {}
-    if nameless:
+def _trampolines_of(
+    names: Mapping[int, str], trampolines: dict[int, Trampoline], sites: Iterable[Site]
+) -> dict[int, Trampoline]:
+    """Which trampoline is whose: by name, and where that is missing or not unique by where a key's first site leads."""
+    keys, homes = Counter(names.values()), Counter(trampoline.name for trampoline in trampolines.values())
+    by_name = {t.name: t for t in trampolines.values() if keys[t.name] == homes[t.name] == 1}
+    found = {address: by_name[name] for address, name in names.items() if name in by_name}
+    others = {address: t for address, t in trampolines.items() if t.name not in by_name}
+    if others and len(found) < len(names):
         for site in sites:
-            destination = site.instruction.destination
-            if site.key is not None and destination in nameless:
-                found.setdefault(site.key, nameless[destination])
+            trampoline = others.get(site.instruction.destination or 0)
+            if site.key is not None and trampoline and trampoline.name in ("", names[site.key]):
+                found.setdefault(site.key, trampoline)
     return found
 
 

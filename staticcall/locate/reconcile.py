@@ -88,7 +88,7 @@ def _about_trampolines(located: Located) -> Iterator[Finding]:
             yield Finding(
                 "unknown-trampoline",
                 Severity.ERROR if located.dialect.kernel else Severity.WARNING,
-                f"trampoline {trampoline.name} has bytes of no known generation: {trampoline.code.hex()}",
+                f"trampoline {trampoline.label} has bytes of no known generation: {trampoline.code.hex()}",
                 trampoline.address,
             )
 
@@ -101,7 +101,8 @@ def _about_key(located: Located, key: Key, names: Mapping[int, str]) -> Finding:
 
 def coherent(located: Located, key: Key, trampoline: Trampoline) -> bool:
     """Whether a trampoline does what its key's `func` says."""
-    if trampoline.destination == key.slot.value and trampoline.destination and not key.slot.symbol:
+    destination, value = trampoline.destination, key.slot.value
+    if not key.slot.symbol and destination and destination == (value or located.dialect.return_thunk):
         return True
     kind = located.kind_of(key)
     if kind is TargetKind.RUNTIME:
@@ -126,7 +127,8 @@ def _about_site(located: Located, site: Site, names: Mapping[int, str], *, in_co
         yield Finding(
             "unrecorded-site",
             Severity.WARNING,
-            f"the {site.instruction.form} at {site.address:#x} leads to trampoline {trampoline.name} and has no record",
+            f"the {site.instruction.form} at {site.address:#x} leads to trampoline {trampoline.label}"
+            " and has no record",
             site.address,
         )
         return
@@ -174,7 +176,7 @@ def _about_destination(located: Located, site: Site, names: Mapping[int, str]) -
             yield Finding(
                 "wrong-trampoline",
                 Severity.ERROR,
-                f"record {site.record} belongs to key {key.name} and its instruction leads to trampoline {other.name}",
+                f"record {site.record} belongs to key {key.name} and its instruction leads to trampoline {other.label}",
                 site.address,
             )
     elif stale(located, site, key):

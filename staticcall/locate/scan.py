@@ -3,7 +3,8 @@
 Two steps. First, for every byte of code, numpy takes the displacement that would start there; only where it
 leads into the range of the trampolines is the opcode in front looked at. A few thousand places of millions
 are left, and a record vouches for nearly all. Second, each of the others counts only if it is an
-instruction: capstone decodes up to it from the start of its function.
+instruction: capstone decodes up to it from the start of its function, and data among the code is left out
+where a symbol says so.
 """
 
 from collections.abc import Iterable, Iterator
@@ -13,6 +14,7 @@ import capstone
 import numpy as np
 
 from staticcall.abi import elf64, x86
+from staticcall.errors import MalformedError
 from staticcall.model.image import Image
 from staticcall.model.sites import Form, Instruction, Site, Source, Trampoline
 
@@ -22,6 +24,9 @@ _NOT_RUN_IN_PLACE = (".altinstr_replacement",)
 _RUN_UP = 4096
 _SHORT_OPCODES = frozenset({x86.JMP_REL8, *x86.JCC_REL8})
 _SHORT_REACH = 128
+_LONG_REACH = 1 << 31
+# A damaged symbol can make a function of all the code; the run-up finds the instructions there as well.
+_LONGEST_FUNCTION = 1 << 20
 
 
 class Code(NamedTuple):
@@ -80,6 +85,8 @@ def _runs(image: Image) -> Iterator[Code]:
             for s in image.segments
             if s.type == elf64.PT_LOAD and s.flags & elf64.PF_X
         ]
+    if sum(size for _, _, size, _ in places) > image.source.size:
+        raise MalformedError("executable sections overlap", advice="the section headers are damaged")
     for address, offset, size, name in sorted(places):
         if size:
             yield Code(name, address, offset, image.source.read(offset, size))
@@ -92,7 +99,12 @@ def _opcodes(code: Code, trampolines: dict[int, Trampoline]) -> list[int]:
 
 def _long_opcodes(code: Code, trampolines: dict[int, Trampoline]) -> Iterator[int]:
     """The opcodes with rel32: e8, e9, 0f 80..8f (the 0f is the opcode's position)."""
-    data, low, high = code.data, min(trampolines), max(trampolines)
+    data = code.data
+    reach = range(code.address - _LONG_REACH, code.address + len(data) + _LONG_REACH)
+    near = [address for address in trampolines if address in reach]
+    if not near:
+        return
+    low, high = min(near), max(near)
     if high - low >= 1 << 32:
         # Farther apart than a displacement reaches: every place has to be looked at.
         low, high = 0, (1 << 32) - 1
@@ -139,19 +151,21 @@ class _InstructionStarts:
         self._decoder = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
         # Data between functions is no reason to stop.
         self._decoder.skipdata = True
-        self._decoded: dict[int, dict[int, int]] = {}
+        self._decoded: dict[tuple[int, int], dict[int, int]] = {}
 
     def of(self, position: int) -> int | None:
         """The address of the instruction whose opcode stands at `position`, or None where none does."""
         address = self._code.address + position
         function = self._image.symbols.containing(address)
-        if function is not None and function.address >= self._code.address:
+        if function and function.address >= self._code.address and function.size <= _LONGEST_FUNCTION:
             begin, end = function.address, function.address + function.size
+        elif self._image.symbols.containing(address, elf64.STT_OBJECT) is not None:
+            return None
         else:
             begin, end = max(self._code.address, address - _RUN_UP), address + x86.MAX_INSTRUCTION
-        if begin not in self._decoded:
-            self._decoded[begin] = dict(self._opcodes_in(begin, end))
-        return self._decoded[begin].get(address)
+        if (begin, end) not in self._decoded:
+            self._decoded[begin, end] = dict(self._opcodes_in(begin, end))
+        return self._decoded[begin, end].get(address)
 
     def _opcodes_in(self, begin: int, end: int) -> Iterator[tuple[int, int]]:
         """Pairs of an opcode's address and its instruction's, for every instruction in a range."""

@@ -50,8 +50,11 @@ def decode_trampoline(name: str, address: int, code: bytes) -> Trampoline:
     """Say what the eight bytes of a trampoline do."""
     signature = static_call.SIGNATURES.get(code[static_call.SIGNATURE_OFFSET :], "")
     if signature and code[0] == x86.JMP_REL32:  # nearly all there are
-        destination = address + x86.JMP_SIZE + x86.BRANCH.unpack_from(code)[1]
+        destination = address + x86.JMP_SIZE + x86.BRANCH.unpack_from(code)[1] & x86.ADDRESS_MASK
         return Trampoline(name, address, TrampolineForm.JMP, destination, None, signature, code)
+    if len(code) < x86.JMP_SIZE:
+        # It stands at the end of what the file has: no room for the jump that it might become.
+        return Trampoline(name, address, TrampolineForm.UNKNOWN, None, None, "", code)
     if code[:1] == bytes([x86.RET]):
         return Trampoline(name, address, TrampolineForm.RET, None, None, signature, code)
     instruction = x86.decode(code, address)

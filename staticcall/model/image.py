@@ -1,6 +1,5 @@
 """What the reader hands on: a linked ELF image whose bytes stay in the file until somebody asks."""
 
-import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import compress
@@ -83,14 +82,14 @@ class SymbolTable:
     addresses, so a whole column is walked inside C and only what fits becomes a `Symbol`.
     """
 
-    __slots__ = ("_functions", "_names", "_strings", "_table")
+    __slots__ = ("_by_type", "_names", "_strings", "_table")
 
     def __init__(self, table: bytes, strings: bytes) -> None:
         self._table = table
         self._strings = strings
         # An entry is name(4) info(1) other(1) section(2) value(8) size(8): 6 words, 3 quads, 24 bytes.
         self._names = elf64.column(table, "I", 0, 6)
-        self._functions: tuple[list[int], list[int]] | None = None
+        self._by_type: dict[int, tuple[list[int], list[int]]] = {}
 
     def __len__(self) -> int:
         return len(self._names)
@@ -99,11 +98,14 @@ class SymbolTable:
         """The symbols with these numbers, undefined ones left out."""
         table, strings, size = self._table, self._strings, elf64.SYMBOL.size
         unpack = elf64.SYMBOL.unpack_from
+        room = _MOST_NAMES
         for number in numbers:
             name, info, _, section, value, extent = unpack(table, number * size)
             end = strings.find(b"\0", name)
-            if end < 0:
-                raise MalformedError("a symbol's name runs past the string table")
+            room -= end - name
+            if end < 0 or room < 0:
+                what = "runs past the string table" if end < 0 else "is longer than any name"
+                raise MalformedError(f"a symbol's name {what}", advice="the symbol table is damaged")
             if section != elf64.SHN_UNDEF:
                 text = strings[name:end].decode("utf-8", "backslashreplace")
                 yield Symbol(text, value, extent, info & 0xF, info >> 4, section)
@@ -112,22 +114,29 @@ class SymbolTable:
         # compress() and map() keep the walk over the column in C.
         return list(self._symbols(compress(range(len(self._names)), map(offsets.__contains__, self._names))))
 
+    def _occurrences(self, needle: bytes) -> list[int]:
+        places = []
+        place = self._strings.find(needle)
+        while place >= 0:
+            places.append(place)
+            place = self._strings.find(needle, place + 1)
+        return places
+
     def named(self, name: str) -> list[Symbol]:
         """Every defined symbol of this name, in table order."""
-        matches = re.finditer(re.escape(name.encode()) + b"\0", self._strings)
-        return self._starting_at({match.start() for match in matches})
+        return self._starting_at(set(self._occurrences(name.encode() + b"\0")))
 
     def matching(self, stems: Iterable[tuple[bytes, tuple[int, ...]]]) -> list[Symbol]:
         """Every defined symbol whose name contains one of the stems at one of its offsets, in table order.
 
-        A stem is a pattern that some names share, and how many bytes of the name may stand before it. All
+        A stem is a piece that some names share, and how many bytes of the name may stand before it. All
         stems together cost one walk over the table.
         """
         # Linkers share the tails of strings, so a name may start inside another: every occurrence is a
         # candidate, and the table's own offsets decide.
         offsets: set[int] = set()
         for stem, leads in stems:
-            places = [match.start() for match in re.finditer(stem, self._strings)]
+            places = self._occurrences(stem)
             for lead in leads:
                 offsets.update([place - lead for place in places])
         return self._starting_at(offsets)
@@ -160,20 +169,20 @@ class SymbolTable:
         return compress(range(len(self)), fits.to_bytes(len(self), "little"))
 
     def names_at(self, addresses: Iterable[int]) -> dict[int, str]:
-        """The name of the best symbol that starts at each address, see `at`."""
-        return {address: symbol.name for address, symbol in self.at(set(addresses)).items()}
+        """The name of the best symbol that starts at each address, see `at`; 0 is NULL and has none."""
+        return {address: symbol.name for address, symbol in self.at(set(addresses) - {0}).items()}
 
-    def _function_numbers(self) -> Iterator[int]:
+    def _numbers_of(self, type_: int) -> Iterator[int]:
         infos = self._table[4 :: elf64.SYMBOL.size]
-        return (number for number, info in enumerate(infos) if info & 0xF == elf64.STT_FUNC)
+        return (number for number, info in enumerate(infos) if info & 0xF == type_)
 
-    def containing(self, address: int) -> Symbol | None:
-        """The function whose extent covers the address, or None."""
-        if self._functions is None:
+    def containing(self, address: int, type_: int = elf64.STT_FUNC) -> Symbol | None:
+        """The function, or the symbol of another type, whose extent covers the address, or None."""
+        if type_ not in self._by_type:
             values = elf64.column(self._table, "Q", 1, 3)
-            pairs = sorted((values[number], number) for number in self._function_numbers())
-            self._functions = ([value for value, _ in pairs], [number for _, number in pairs])
-        starts, numbers = self._functions
+            pairs = sorted((values[number], number) for number in self._numbers_of(type_))
+            self._by_type[type_] = ([value for value, _ in pairs], [number for _, number in pairs])
+        starts, numbers = self._by_type[type_]
         position = bisect_right(starts, address) - 1
         # Aliases and nested extents (a function's cold part, `__pfx_` symbols) stand next to each other.
         for nearby in range(position, max(position - 4, -1), -1):
@@ -184,12 +193,14 @@ class SymbolTable:
 
     def function_names(self) -> list[str]:
         """The names of all defined functions, for suggestions after a misspelt one."""
-        return [symbol.name for symbol in self._symbols(self._function_numbers())]
+        return [symbol.name for symbol in self._symbols(self._numbers_of(elf64.STT_FUNC))]
 
 
 # Up to this many addresses the masks of bytes are selective.
 _FEW = 32
 _VALUE_OFFSET = 8
+# Names share their ends, so many long ones fit in a small table: more than any file has, less than fills memory.
+_MOST_NAMES = 1 << 28
 _NO_PLACES = frozenset({elf64.STT_SECTION, elf64.STT_FILE, elf64.STT_TLS})
 _FUNCTIONS = frozenset({elf64.STT_FUNC, elf64.STT_GNU_IFUNC})
 

@@ -99,6 +99,11 @@ class Trampoline(NamedTuple):
     signature: str
     code: bytes
 
+    @property
+    def label(self) -> str:
+        """The name, or the address where the file has none."""
+        return self.name or f"{self.address:#x}"
+
 
 class Slot(NamedTuple):
     """Where a key keeps its `func`, and how its value comes to be at run time.

@@ -80,8 +80,10 @@ def join(images: Iterable[str], form: Format, policy: Policy) -> Iterator[str]:
         yield "\n" + image if form is Format.TEXT else image
 
 
-def publish(path: Path, document: Iterable[str]) -> None:
-    """Write a document to a file, atomically."""
-    from staticcall.write import publish_text  # noqa: PLC0415 - only for --output and --report
+def publish(path: Path, document: Iterable[str], inputs: Iterable[Path] = ()) -> None:
+    """Write a document to a file, atomically; raises `UsageError` where that is one of the inputs."""
+    from staticcall.write import publish_text, refuse_collisions  # noqa: PLC0415 - only for --output and --report
 
+    for one in inputs:
+        refuse_collisions((one, path))
     publish_text(path, document)

@@ -1,10 +1,12 @@
 """read -> locate -> classify -> plan -> write -> verify, in this order, and only then a file appears."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+from staticcall.errors import StaticcallError
 from staticcall.locate import locate
 from staticcall.model.change import Plan, Proof
 from staticcall.model.image import Image
@@ -14,7 +16,7 @@ from staticcall.read import open_image, sha256_of
 from staticcall.read.btf import functions_returning
 from staticcall.report.json import render_edits
 from staticcall.report.text import render_plan, render_proof
-from staticcall.write import publish_text, refuse_input_as_output, stage
+from staticcall.write import followed, publish_text, refuse_collisions, refuse_input_as_output, stage
 
 __all__ = ["FORCEABLE", "Patched", "Wishes", "describe", "output_of", "patch_image"]
 
@@ -45,7 +47,8 @@ def patch_image(path: Path, look: Look, wishes: Wishes, *, output: Path | None, 
         with stage(path, output, plan.edits) as staged:
             # The staged file is complete, has a temporary name, and is on its way to the disk.
             table = (located.table.start, located.table.stop) if look.table and located.table else None
-            proof = prove(path, staged.path, plan.edits, table=table)
+            with _named_instead_of(staged.path, path):
+                proof = prove(path, staged.path, plan.edits, table=table)
             # Another reader and another decoder found the plan, the whole plan and nothing but the plan.
             image.source.check_unchanged()
             if edits is not None:
@@ -62,13 +65,26 @@ def describe(patched: Patched, *, verbose: bool = False) -> str:
     )
 
 
-def output_of(path: Path, output: Path | None, *, in_place: bool) -> Path:
-    """Where the result goes; raises `UsageError` where it would replace the input unasked."""
-    if in_place or output is None:
-        # A link stays a link; what it leads to is replaced.
-        return path.resolve()
-    refuse_input_as_output(path, output)
-    return output
+@contextmanager
+def _named_instead_of(temporary: Path, path: Path) -> Iterator[None]:
+    """Let errors about a file that will be gone name the one that it was made of."""
+    try:
+        yield
+    except StaticcallError as error:
+        if error.path == temporary:
+            error.path = path
+        error.advice = error.advice or "nothing was published"
+        raise
+
+
+def output_of(path: Path, output: Path | None, *, in_place: bool, others: tuple[Path | None, ...] = ()) -> Path:
+    """Where the result goes; raises `UsageError` where it would replace the input, or one of `others`, unasked."""
+    target = followed(path) if in_place or output is None else output
+    if not in_place:
+        refuse_input_as_output(path, target)
+        refuse_collisions((path, *others))
+    refuse_collisions((target, *others))
+    return target
 
 
 def _returns_value(image: Image) -> Callable[[str], bool | None]:

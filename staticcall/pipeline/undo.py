@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from staticcall.errors import InputError, UnsafeError, VerificationError, about
-from staticcall.read import sha256_of
+from staticcall.errors import UnsafeError, VerificationError, about
+from staticcall.read import read_whole, sha256_of
 from staticcall.report.json import parse_edits
 from staticcall.write import stage
 
@@ -17,13 +17,7 @@ def revert_image(patched: Path, edits_file: Path, output: Path) -> int:
     original.
     """
     with about(edits_file):
-        try:
-            text = edits_file.read_text("utf-8")
-        except OSError as error:
-            raise InputError(f"cannot be read: {error.strerror}") from error
-        except UnicodeDecodeError as error:
-            raise InputError("is not an edits file", advice="give the file that --edits wrote") from error
-        original_sha256, patched_sha256, edits = parse_edits(text)
+        original_sha256, patched_sha256, edits = parse_edits(read_whole(edits_file))
     if sha256_of(patched) != patched_sha256:
         raise UnsafeError(
             f"is not the file that {edits_file} belongs to",

@@ -10,8 +10,8 @@ from staticcall.errors import UnsafeError, UsageError
 from staticcall.model.change import Edit, KeyChange, Plan
 from staticcall.model.image import Image
 from staticcall.model.select import select_keys
-from staticcall.model.sites import Judge, Key, Located, Site, Target, TargetKind
-from staticcall.plan.safety import check_change
+from staticcall.model.sites import Answer, Judge, Key, Located, Site, Target, TargetKind
+from staticcall.plan.safety import check_change, refuse_contested, refuse_foreign
 from staticcall.plan.transaction import Judged, key_edits, refuse_orphans, site_edits, summarize
 from staticcall.plan.wishes import Wishes, resolve_sets
 
@@ -41,7 +41,7 @@ def make_plan(
         present = located.target_of(key, names)
         check_change(image, located, key, sites, present, target, returns_value=returns_value, forced=wishes.forced)
         judged = list(zip(sites, judge(sites, target.kind), strict=True))
-        refuse_orphans(key, judged, target)
+        refuse_orphans(key, judged, present, target)
         own = _set_edits(image, located, key, judged, target)
         edits += own
         changes.append(summarize(key, present, target, judged, own))
@@ -51,6 +51,7 @@ def make_plan(
                 own, change = _bind(located, key, by_key[key.address], located.target_of(key, names), judge)
                 edits += own
                 changes += change
+    refuse_contested(located.sites, edits)
     return Plan(disjoint(edits), tuple(changes))
 
 
@@ -67,6 +68,7 @@ def _bind(
         # Only the dynamic linker knows where that is; the trampoline reads or jumps there.
         return [], []
     judged = list(zip(sites, judge(sites), strict=True))
+    refuse_foreign(located, key, (site for site, verdict in judged if verdict.answer is Answer.DIRECT))
     edits = site_edits(located, key, judged, target)
     if edits and any(f.code == "incoherent-key" and f.address == key.address for f in located.findings):
         raise UnsafeError(

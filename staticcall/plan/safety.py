@@ -5,12 +5,14 @@ Some dangers rest on something the file cannot show; those the user may override
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from typing import Final
 
 from staticcall.errors import UnsafeError
+from staticcall.model.change import Edit, EditKind
 from staticcall.model.image import Image
-from staticcall.model.sites import Form, Key, Located, Site, Target, TargetKind
+from staticcall.model.sites import Form, Key, Located, Site, Target, TargetKind, TrampolineForm
 
 FORCEABLE: Final[dict[str, str]] = {
     "kaslr-slot": "the kernel is always loaded where it is linked (nokaslr), so a pointer needs no relocation",
@@ -36,7 +38,8 @@ def check_change(
     """Raise `UnsafeError` if leading a key to another target would crash later."""
     checks = (
         _slot_cannot_be_written(image, key, present, target),
-        _caller_wants_a_value(key, sites, present, target, returns_value),
+        _null_would_be_called(key, sites, present, target),
+        _caller_wants_a_value(image, key, sites, present, target, returns_value),
         _target_is_freed(image, key, sites, target),
         _site_is_damaged(located, key, sites),
     )
@@ -72,14 +75,35 @@ def _slot_cannot_be_written(image: Image, key: Key, present: Target, target: Tar
     return UnsafeError(what, code="slot-relocation", advice="choose the initial target in the source")
 
 
+def _null_would_be_called(key: Key, sites: Sequence[Site], present: Target, target: Target) -> UnsafeError | None:
+    if target.kind is not TargetKind.NULL or present.kind is TargetKind.NULL:
+        return None
+    callers = [f"the {site.instruction.form} at {site.address:#x}" for site in sites if _reads(site, key)]
+    trampoline = key.trampoline
+    if trampoline and (trampoline.slot == key.address or trampoline.form is TrampolineForm.CALL_RET):
+        callers.append(f"the trampoline at {trampoline.address:#x}")
+    if not callers:
+        return None
+    return UnsafeError(
+        f"{callers[0]} calls whatever key {key.name} holds, and NULL cannot be called",
+        code="null-is-called",
+        advice="use RET0, or a function that does nothing",
+    )
+
+
+def _reads(site: Site, key: Key) -> bool:
+    return site.instruction.slot == key.address
+
+
 def _caller_wants_a_value(
+    image: Image,
     key: Key,
     sites: Sequence[Site],
     present: Target,
     target: Target,
     returns_value: Callable[[str], bool | None],
 ) -> UnsafeError | None:
-    if target.kind is not TargetKind.NULL or present.kind is TargetKind.NULL or not sites:
+    if target.kind is not TargetKind.NULL or present.kind is TargetKind.NULL or not (sites or image.kernel):
         return None
     answer = returns_value(present.name)
     if answer is False:
@@ -96,7 +120,8 @@ def _target_is_freed(image: Image, key: Key, sites: Sequence[Site], target: Targ
     section = image.section_at(target.address) if image.kernel and target.address else None
     if section is None or not section.name.startswith(_INIT_SECTIONS):
         return None
-    if all(site.section.startswith(_INIT_SECTIONS) for site in sites):
+    # A key of a kernel that has no site here is there for modules.
+    if sites and all(site.section.startswith(_INIT_SECTIONS) for site in sites):
         return None
     return UnsafeError(
         f"{target.name} lies in {section.name}, which is freed after boot, and key {key.name} is used later",
@@ -107,17 +132,45 @@ def _target_is_freed(image: Image, key: Key, sites: Sequence[Site], target: Targ
 
 def _site_is_damaged(located: Located, key: Key, sites: Sequence[Site]) -> UnsafeError | None:
     for site in sites:
-        instruction = site.instruction
-        foreign = (
-            key.trampoline is not None
-            and instruction.destination in located.trampolines
-            and instruction.destination != key.trampoline.address
-        )
-        if instruction.form is Form.UNKNOWN or foreign:
-            what = "leads to another key's trampoline" if foreign else f"is no static call ({site.code.hex()})"
-            return UnsafeError(
-                f"record {site.record} of key {key.name} at {site.address:#x} {what}",
-                code="damaged-site",
+        if site.instruction.form is Form.UNKNOWN:
+            return _damaged(site, key, f"is no static call ({site.code.hex()})")
+        if _foreign(located, key, site):
+            return _damaged(site, key, "leads to another key's trampoline")
+    return None
+
+
+def _foreign(located: Located, key: Key, site: Site) -> bool:
+    destination = site.instruction.destination
+    return bool(key.trampoline and destination in located.trampolines and destination != key.trampoline.address)
+
+
+def _damaged(site: Site, key: Key, what: str) -> UnsafeError:
+    return UnsafeError(
+        f"record {site.record} of key {key.name} at {site.address:#x} {what}",
+        code="damaged-site",
+        advice="see the findings of staticcall report",
+    )
+
+
+def refuse_foreign(located: Located, key: Key, sites: Iterable[Site]) -> None:
+    """Raise `UnsafeError` for a site that goes by another key's trampoline: it is unclear whose it is."""
+    for site in sites:
+        if _foreign(located, key, site):
+            raise _damaged(site, key, "leads to another key's trampoline")
+
+
+def refuse_contested(sites: Iterable[Site], edits: Iterable[Edit]) -> None:
+    """Raise `UnsafeError` for an edit where two different records overlap: what suits one breaks the other."""
+    contested: dict[int, tuple[Site, Site]] = {}
+    for before, after in pairwise(site for site in sites if site.record is not None):
+        same = (before.address, before.key, before.flags) == (after.address, after.key, after.flags)
+        if before.address + before.instruction.length > after.address and not same:
+            contested |= dict.fromkeys((before.address, after.address), (before, after))
+    for edit in edits:
+        if edit.kind is EditKind.SITE and edit.address in contested:
+            first, second = contested[edit.address]
+            raise UnsafeError(
+                f"records {first.record} and {second.record} both claim the instruction at {edit.address:#x}",
+                code="overlapping-records",
                 advice="see the findings of staticcall report",
             )
-    return None

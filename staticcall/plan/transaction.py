@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from staticcall.abi import elf64
 from staticcall.errors import UnsafeError
 from staticcall.model.change import Edit, EditKind, KeyChange
-from staticcall.model.sites import Answer, Key, Located, Site, Target, TargetKind, Verdict
+from staticcall.model.sites import Answer, Key, Located, Site, Target, Verdict
 from staticcall.plan.code import site_code, trampoline_code
 
 Judged = tuple[Site, Verdict]
@@ -73,13 +73,20 @@ def summarize(key: Key, before: Target, after: Target, judged: Iterable[Judged],
     return KeyChange(key, before, after, direct, len(answers) - direct, sum(1 for _ in edits))
 
 
-def refuse_orphans(key: Key, judged: Iterable[Judged], target: Target) -> None:
-    """Raise `UnsafeError` for a site that would be left to a trampoline that is not there."""
-    if key.trampoline is None and target.kind is not TargetKind.RUNTIME:
-        for site, verdict in judged:
-            if verdict.answer is not Answer.DIRECT and site.instruction.slot != key.address:
-                raise UnsafeError(
-                    f"key {key.name} has no trampoline for the site at {site.address:#x} that stays by it",
-                    code="no-trampoline",
-                    advice="give a policy that patches the site",
-                )
+def refuse_orphans(key: Key, judged: Iterable[Judged], before: Target, after: Target) -> None:
+    """Raise `UnsafeError` for a site that the policy leaves alone and that would not follow its key."""
+    if before.address == after.address:
+        return
+    trampoline = key.trampoline.address if key.trampoline else None
+    for site, verdict in judged:
+        instruction = site.instruction
+        by_trampoline = trampoline is not None and instruction.destination == trampoline
+        # What an indirect site reads is for the verifier to find out: the key, or a pointer to the trampoline.
+        if verdict.answer is not Answer.DIRECT and not by_trampoline and instruction.slot is None:
+            raise UnsafeError(
+                f"the {instruction.form} at {site.address:#x} would not follow key {key.name} to {after.name}: it"
+                f" {'has no trampoline' if trampoline is None else 'does not go by its trampoline'}"
+                f" and stays as it is ({verdict.reason})",
+                code="site-left-behind",
+                advice="give a policy that patches the site",
+            )

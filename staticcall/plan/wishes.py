@@ -37,7 +37,7 @@ def resolve_sets(image: Image, located: Located, wishes: Wishes) -> dict[int, Ta
 
 def _resolve_key(located: Located, name: str) -> Key:
     wanted = name.removeprefix(static_call.KEY_PREFIX)
-    matches = [key for key in located.keys.values() if key.name == wanted]
+    matches = [key for key in located.keys.values() if wanted in (key.name, f"{key.address:#x}")]
     if not matches:
         raise UnsafeError(
             f"there is no key {name}",
@@ -46,7 +46,7 @@ def _resolve_key(located: Located, name: str) -> Key:
         )
     if len(matches) > 1:
         places = ", ".join(f"{key.address:#x}" for key in matches)
-        raise UnsafeError(f"there are several keys {name}: {places}", code="ambiguous-key", advice="none was changed")
+        raise UnsafeError(f"there are several keys {name}: {places}", code="ambiguous-key", advice="give the address")
     return matches[0]
 
 

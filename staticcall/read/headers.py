@@ -5,6 +5,9 @@ from typing import NamedTuple
 from staticcall.abi import elf64
 from staticcall.errors import MalformedError, UnsupportedError
 from staticcall.model.image import ByteSource, Section, Segment
+from staticcall.read.strings import Strings
+
+_ADDRESSES = 1 << 64
 
 
 class Header(NamedTuple):
@@ -80,6 +83,12 @@ def read_segments(source: ByteSource, header: Header) -> tuple[Segment, ...]:
                 offset=segment.offset,
                 advice="the program headers are damaged",
             )
+        if segment.address + segment.memory_size > _ADDRESSES:
+            raise MalformedError(
+                f"the segment at {segment.address:#x} ends beyond the last address there is",
+                offset=segment.offset,
+                advice="the program headers are damaged",
+            )
     return segments
 
 
@@ -89,16 +98,9 @@ def read_sections(source: ByteSource, header: Header) -> tuple[Section, ...]:
         return ()
     table = _table(source, header.sections_at, elf64.SECTION.size, header.section_count, "section headers")
     raw = list(elf64.SECTION.iter_unpack(table))
-    names = b""
-    if header.names_index:
-        if header.names_index >= len(raw):
-            raise MalformedError(f"section {header.names_index} for the names does not exist", offset=62)
-        _, kind, _, _, offset, size, *_ = raw[header.names_index]
-        if kind != elf64.SHT_STRTAB:
-            raise MalformedError(f"section {header.names_index} for the names is no string table", offset=62)
-        names = source.read(offset, size)
+    names = _section_names(source, header, raw)
     sections = tuple(
-        Section(index, _name(names, name), kind, flags, address, offset, size, link, entry_size)
+        Section(index, names.at(name) if names else "", kind, flags, address, offset, size, link, entry_size)
         for index, (name, kind, flags, address, offset, size, link, _, _, entry_size) in enumerate(raw)
     )
     for section in sections[1:]:
@@ -111,10 +113,12 @@ def read_sections(source: ByteSource, header: Header) -> tuple[Section, ...]:
     return sections
 
 
-def _name(names: bytes, offset: int) -> str:
-    if offset == 0 and not names:
-        return ""
-    end = names.find(b"\0", offset)
-    if end < 0:
-        raise MalformedError(f"a section's name at {offset:#x} runs past the string table")
-    return names[offset:end].decode("utf-8", "backslashreplace")
+def _section_names(source: ByteSource, header: Header, raw: list[tuple[int, ...]]) -> Strings | None:
+    index = header.names_index
+    if not index:
+        return None
+    if index >= len(raw) or raw[index][1] != elf64.SHT_STRTAB:
+        what = "does not exist" if index >= len(raw) else "is no string table"
+        raise MalformedError(f"section {index} for the names {what}", offset=62, advice="the header is damaged")
+    _, _, _, _, offset, size, *_ = raw[index]
+    return Strings(source.read(offset, size), offset, "a section's name")

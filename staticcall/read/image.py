@@ -70,7 +70,8 @@ def _build_id_in(notes: bytes) -> str | None:
         name_size, description_size, kind = elf64.NOTE.unpack_from(notes, position)
         name_at = position + elf64.NOTE.size
         description_at = name_at + (name_size + 3 & ~3)
-        if kind == elf64.NT_GNU_BUILD_ID and notes[name_at : name_at + name_size] == b"GNU\0":
-            return notes[description_at : description_at + description_size].hex()
-        position = description_at + (description_size + 3 & ~3)
+        end = description_at + description_size
+        if kind == elf64.NT_GNU_BUILD_ID and notes[name_at : name_at + name_size] == b"GNU\0" and end <= len(notes):
+            return notes[description_at:end].hex()
+        position = end + 3 & ~3
     return None

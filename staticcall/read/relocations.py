@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from staticcall.abi import elf64
 from staticcall.errors import MalformedError
 from staticcall.model.image import ByteSource, Relocation, Segment
+from staticcall.read.strings import Strings
 
 _RELR_BITS = 63
 
@@ -59,7 +60,14 @@ def _packed(source: ByteSource, loads: tuple[Segment, ...], tags: dict[int, int]
     relocation = Relocation(elf64.R_X86_64_RELATIVE, None, 0, "")
     found: dict[int, Relocation] = {}
     base = 0
+    # Each of these slots holds its own value, so the file has no room for more; eight bytes can name 63.
+    most = source.size // elf64.POINTER_SIZE
     for word in words:
+        if len(found) > most:
+            raise MalformedError(
+                f"the packed relocation table at {place[0]:#x} names more places than the file has",
+                advice="the dynamic segment is damaged",
+            )
         if not word & 1:
             found[word] = relocation
             base = word + elf64.POINTER_SIZE
@@ -88,23 +96,16 @@ def _with_addends(source: ByteSource, loads: tuple[Segment, ...], tags: dict[int
     return found
 
 
-def _dynamic_strings(source: ByteSource, loads: tuple[Segment, ...], tags: dict[int, int]) -> bytes:
-    return _table(
-        source,
-        loads,
-        (tags.get(elf64.DT_STRTAB, 0), tags.get(elf64.DT_STRSZ, 0)),
-        1,
-        "the dynamic string table",
-    )
+def _dynamic_strings(source: ByteSource, loads: tuple[Segment, ...], tags: dict[int, int]) -> Strings:
+    place = (tags.get(elf64.DT_STRTAB, 0), tags.get(elf64.DT_STRSZ, 0))
+    data = _table(source, loads, place, 1, "the dynamic string table")
+    offset = _offset_of(loads, *place, "the dynamic string table") if data else 0
+    return Strings(data, offset, "a dynamic symbol's name")
 
 
 def _symbol_name(
-    source: ByteSource, loads: tuple[Segment, ...], tags: dict[int, int], strings: bytes, index: int
+    source: ByteSource, loads: tuple[Segment, ...], tags: dict[int, int], strings: Strings, index: int
 ) -> str:
     size = elf64.SYMBOL.size
     entry_at = _offset_of(loads, tags.get(elf64.DT_SYMTAB, 0) + index * size, size, "a dynamic symbol")
-    name = elf64.SYMBOL.unpack(source.read(entry_at, size))[0]
-    end = strings.find(b"\0", name)
-    if end < 0:
-        raise MalformedError("a dynamic symbol's name runs past its string table", offset=entry_at)
-    return strings[name:end].decode("utf-8", "backslashreplace") or "?"
+    return strings.at(elf64.SYMBOL.unpack(source.read(entry_at, size))[0]) or "?"

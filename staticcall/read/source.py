@@ -12,7 +12,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from staticcall.errors import InputError, MalformedError
+from staticcall.errors import InputError, MalformedError, about
+
+_CHUNK = 1 << 20
 
 
 class FileSource:
@@ -31,7 +33,7 @@ class FileSource:
         if not stat.S_ISREG(status.st_mode):
             os.close(self._descriptor)
             kind = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
-            raise InputError(f"is {kind}", path=path, advice="name an ELF file")
+            raise InputError(f"is {kind}", path=path, advice="name a file")
         self._size = status.st_size
         self._stamp = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size)
 
@@ -84,12 +86,18 @@ class FileSource:
         os.close(self._descriptor)
 
 
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file's content, as 64 hex digits."""
-    from hashlib import file_digest  # noqa: PLC0415 - only asked for with --hash and --edits
+def read_whole(path: Path) -> bytes:
+    """The content of a regular file that is no image, such as one with edits or options."""
+    with about(path), FileSource(path) as source:
+        return source.read(0, source.size)
 
-    try:
-        with path.open("rb") as stream:
-            return file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", path=path) from error
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a regular file's content, as 64 hex digits."""
+    from hashlib import sha256  # noqa: PLC0415 - only asked for with --hash and --edits
+
+    digest = sha256()
+    with about(path), FileSource(path) as source:
+        for offset in range(0, source.size, _CHUNK):
+            digest.update(source.read(offset, min(_CHUNK, source.size - offset)))
+    return digest.hexdigest()

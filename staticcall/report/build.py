@@ -26,6 +26,7 @@ def build_report(
     if findings and len(keys) < len(located.keys):
         # With a selection of keys, only what is about them.
         known = {key.address for key in keys} | {site.address for site in sites}
+        known |= {key.trampoline.address for key in keys if key.trampoline}
         findings = tuple(f for f in findings if f.address is None or f.address in known)
     summary = _summarize(sites, verdicts, keys, policy.line)
     return ImageReport(image, located, policy, sites, verdicts, keys, summary, findings, sha256)
@@ -38,9 +39,12 @@ def _summarize(sites: Sequence[Site], verdicts: Sequence[Verdict], keys: Sequenc
         answers[verdict.answer] += count
     forms = Counter(site.instruction.form for site in sites)
     total_by_key = Counter(site.key for site in sites)
-    direct_by_key = Counter(
-        site.key for site, verdict in zip(sites, verdicts, strict=True) if verdict.answer is Answer.DIRECT
+    others_by_key = Counter(
+        site.key for site, verdict in zip(sites, verdicts, strict=True) if verdict.answer is not Answer.DIRECT
     )
+    by_key = {key: (total, 0) for key, total in total_by_key.items()}
+    for key, others in others_by_key.items():
+        by_key[key] = (total_by_key[key] - others, others)
     return Summary(
         sites=len(sites),
         direct=answers[Answer.DIRECT],
@@ -51,5 +55,5 @@ def _summarize(sites: Sequence[Site], verdicts: Sequence[Verdict], keys: Sequenc
         reasons={(verdict.answer.value, verdict.reason): count for verdict, count in reasons.most_common()},
         keys=len(keys),
         keys_used=sum(key.address in total_by_key for key in keys),
-        by_key={key: (direct_by_key[key], total - direct_by_key[key]) for key, total in total_by_key.items()},
+        by_key=by_key,
     )

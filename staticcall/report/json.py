@@ -16,10 +16,13 @@ from staticcall.errors import MalformedError
 from staticcall.model.change import Edit, EditKind, Plan
 from staticcall.model.report import ImageReport
 from staticcall.model.sites import Finding, Key, Policy, Site, Verdict
-from staticcall.report.names import Names, hexadecimal
+from staticcall.report.names import Names, hexadecimal, shown
 
 SCHEMA_VERSION = 1
 SCHEMAS = ("report", "edits")
+
+# Offsets in files are signed 64-bit numbers.
+_FILE_END = 1 << 63
 
 _compact = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 
@@ -47,7 +50,7 @@ def render_document(policy: Policy, images: Iterable[str]) -> Iterator[str]:
 def render_image(report: ImageReport) -> Iterator[str]:
     """One image's object, in pieces: one line per site and per key."""
     image = report.image
-    head: dict[str, object] = {"path": str(image.path)}
+    head: dict[str, object] = {"path": shown(image.path)}
     if report.sha256 is not None:
         head["sha256"] = report.sha256
     head |= {
@@ -85,7 +88,7 @@ def _site(report: ImageReport, names: Names, bases: dict[str, int], site: Site, 
         "file_offset": site.file_offset,
         "function": names.function(site.address),
         "key": key.name if key else None,
-        "trampoline": key.trampoline.name if key and key.trampoline else None,
+        "trampoline": key.trampoline.label if key and key.trampoline else None,
         "tail": site.tail,
         "form": site.instruction.form.value,
         "bytes": site.code.hex(),
@@ -104,7 +107,7 @@ def _key(report: ImageReport, names: Names, key: Key) -> dict[str, object]:
         "name": key.name,
         "address": hexadecimal(key.address),
         "func": names.function_of(key),
-        "trampoline": key.trampoline.name if key.trampoline else None,
+        "trampoline": key.trampoline.label if key.trampoline else None,
         "sites": direct + others,
     }
 
@@ -155,32 +158,30 @@ def _edit(edit: Edit) -> dict[str, object]:
     }
 
 
-def parse_edits(text: str) -> tuple[str, str, tuple[Edit, ...]]:
+def parse_edits(text: bytes) -> tuple[str, str, tuple[Edit, ...]]:
     """Read an edits file: the original's SHA-256, the patched file's, and the edits in file order.
 
     Raises `MalformedError` for anything that `render_edits` does not write.
     """
     try:
-        document: Any = json.loads(text)
-        if document["schema_version"] != SCHEMA_VERSION:
-            raise MalformedError(
-                f"is an edits file of version {document['schema_version']}",
-                advice="use the version that wrote it",
-            )
-        edits = tuple(
-            Edit(
-                int(edit["file_offset"]),
-                bytes.fromhex(edit["old"]),
-                bytes.fromhex(edit["new"]),
-                EditKind(edit["kind"]),
-                str(edit["key"]),
-                int(edit["address"], 16),
-            )
-            for edit in document["edits"]
-        )
-        original, patched = str(document["original_sha256"]), str(document["patched_sha256"])
+        document: Any = json.loads(text.decode("utf-8"))
+        version = document["schema_version"]
+        if type(version) is int and version != SCHEMA_VERSION:
+            raise MalformedError(f"is an edits file of version {version}", advice="use the version that wrote it")
+        edits = tuple(_parse_edit(edit) for edit in document["edits"])
+        original, patched = document["original_sha256"], document["patched_sha256"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise MalformedError("is not an edits file", advice="give the file that --edits wrote") from error
-    if any(edit.file_offset < 0 or len(edit.old) != len(edit.new) for edit in edits):
+    if not (type(version) is int and isinstance(original, str) and isinstance(patched, str)):
+        raise MalformedError("is not an edits file", advice="give the file that --edits wrote")
+    if any(not 0 <= edit.file_offset < _FILE_END or len(edit.old) != len(edit.new) for edit in edits):
         raise MalformedError("has edits that do not fit", advice="give the file that --edits wrote")
     return original, patched, edits
+
+
+def _parse_edit(edit: Any) -> Edit:
+    offset = edit["file_offset"]
+    if type(offset) is not int:  # a float would be cut, and true would be 1
+        raise TypeError("an offset that is no integer")
+    old, new = bytes.fromhex(edit["old"]), bytes.fromhex(edit["new"])
+    return Edit(offset, old, new, EditKind(edit["kind"]), str(edit["key"]), int(edit["address"], 16))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
+from pathlib import Path
 
 from staticcall.model.image import Image
 from staticcall.model.sites import Key, Site
@@ -11,6 +13,11 @@ from staticcall.model.sites import Key, Site
 def hexadecimal(address: int | None) -> str | None:
     """An address as the JSON forms have it; it does not fit a double."""
     return None if address is None else f"{address:#x}"
+
+
+def shown(path: Path) -> str:
+    """A path as text that any stream takes: what is no UTF-8 in it is spelt out."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 class Names:
@@ -45,4 +52,6 @@ class Names:
     def function_of(self, key: Key) -> str | None:
         """What a key leads to: a symbol where there is one, else the address; None for NULL."""
         slot = key.slot
-        return slot.symbol or self._starts.get(slot.value) or hexadecimal(slot.value or None)
+        if slot.symbol or not slot.value:  # a kernel has a symbol at 0, the first of its per-CPU data
+            return slot.symbol or None
+        return self._starts.get(slot.value) or hexadecimal(slot.value)

@@ -13,6 +13,7 @@ from staticcall.model.reasons import REASONS
 from staticcall.model.report import ImageReport
 from staticcall.model.sites import Answer, Finding
 from staticcall.report.advice import advice_for
+from staticcall.report.names import shown
 
 # Enough to see what matters on one screen; -v shows all.
 _FEW_KEYS = 10
@@ -49,7 +50,7 @@ def _image(report: ImageReport, *, verbose: bool) -> Iterator[str]:
 
 def _head(report: ImageReport) -> Iterator[str]:
     image, located, summary = report.image, report.located, report.summary
-    yield str(image.path)
+    yield shown(image.path)
     kind = f"  {elf64.TYPE_NAMES[image.elf_type]} x86_64"
     release = located.dialect.release
     if release:
@@ -82,9 +83,9 @@ def _reasons(report: ImageReport, answer: Answer) -> Iterator[str]:
 
 def _keys(report: ImageReport, *, verbose: bool) -> Iterator[str]:
     by_key = report.summary.by_key
-    used = [key for key in report.keys if key.address in by_key]
-    used.sort(key=lambda key: (-sum(by_key[key.address]), key.name))
-    shown = used if verbose else used[:_FEW_KEYS]
+    used = [(-sum(by_key[key.address]), key.name, key.address, key) for key in report.keys if key.address in by_key]
+    used.sort()
+    shown = [key for *_, key in (used if verbose else used[:_FEW_KEYS])]
     yield f"{'keys' if len(shown) == len(used) else 'busiest keys':<40}{'sites':>9}{'direct':>9}   leads to"
     names = report.image.symbols.names_at(key.slot.value for key in shown)
     for key in shown:
@@ -122,16 +123,20 @@ def render_plan(plan: Plan, *, verbose: bool = False) -> Iterator[str]:
     for change in moved:
         yield (
             f"  {change.key.name}: {change.before.name} -> {change.after.name},"
-            f" {change.direct:,} sites direct, {change.by_trampoline:,} by trampoline\n"
+            f" {_counted(change.direct, 'site')} direct, {change.by_trampoline:,} by trampoline\n"
         )
     if bound:
         sites = sum(change.direct for change in plan.changes if change.before == change.after)
-        yield f"  {bound:,} keys bound to what they lead to, {sites:,} sites direct\n"
+        yield f"  {_counted(bound, 'key')} bound to their present targets, {_counted(sites, 'site')} direct\n"
     if verbose:
         for edit in plan.edits:
             yield f"  {edit.file_offset:#010x} {edit.old.hex()} -> {edit.new.hex()} {edit.kind.value} {edit.key}\n"
     size = sum(len(edit.new) for edit in plan.edits)
-    yield f"  {len(plan.edits):,} edits, {size:,} bytes\n"
+    yield f"  {_counted(len(plan.edits), 'edit')}, {_counted(size, 'byte')}\n"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def render_proof(proof: Proof) -> Iterator[str]:

@@ -7,6 +7,6 @@ pyelftools reads here, capstone decodes, and the legal bytes are told by rules o
 adds LIEF's opinion.
 """
 
-from staticcall.verify.prove import prove
+from staticcall.verify.proof import prove
 
 __all__ = ["prove"]

@@ -16,7 +16,7 @@ from staticcall.model.change import EditKind
 from staticcall.verify.decode import Decoded
 from staticcall.verify.source import Source, Span
 
-_CHUNK = 1 << 18
+CHUNK = 1 << 18
 
 
 class Change(NamedTuple):
@@ -68,12 +68,12 @@ def compare(original: Source, patched: Source, changes: Sequence[Change]) -> int
     """
     if original.size != patched.size:
         raise VerificationError(f"the size changed from {original.size} to {patched.size} bytes")
-    left, right = bytearray(_CHUNK), bytearray(_CHUNK)
+    left, right = bytearray(CHUNK), bytearray(CHUNK)
     starts = [change.offset for change in changes]
     ends = [change.end for change in changes]
-    for start in range(0, original.size, _CHUNK):
-        size = min(_CHUNK, original.size - start)
-        if size != _CHUNK:
+    for start in range(0, original.size, CHUNK):
+        size = min(CHUNK, original.size - start)
+        if size != CHUNK:
             left, right = bytearray(size), bytearray(size)
         original.fill(left, start)
         patched.fill(right, start)

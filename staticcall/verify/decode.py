@@ -27,6 +27,7 @@ _PREFIXES = frozenset({0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65, 0x67, *range(0x40, 0x
 _MASK = (1 << 64) - 1
 # Segments other than fs and gs are ignored in 64-bit mode.
 _POINTER = re.compile(r"qword ptr (?:[cdes]s:)?\[rip(?: ([+-]) (0x[0-9a-f]+|\d+))?\]")
+_PLAIN = {(0xE8, "call"): Form.CALL, (0xE9, "jmp"): Form.TAIL_JMP}
 _PADDED = {"nop": (NOP5,), "xor": RET0_FORMS, "ret": (RET_SITE,)}
 _PADDED_FORMS = {"nop": Form.NOP, "xor": Form.RET0, "ret": Form.RET}
 
@@ -84,7 +85,11 @@ def _sweep(engine: Any, codes: Sequence[Code]) -> dict[int, Decoded]:
     for at, size, mnemonic, operands in engine.disasm_lite(cells, 0):
         if size == _CELL and at % _CELL == 0:
             moved = codes[at // _CELL].address - at
-            found[at] = _decoded(cells[at : at + _CELL], size, mnemonic, operands, moved)
+            form = _PLAIN.get((cells[at], mnemonic))
+            if form:  # nearly all there are, so without further ado
+                found[at] = Decoded(form, size, b"", mnemonic, (int(operands, 0) + moved) & _MASK)
+            else:
+                found[at] = _decoded(cells[at : at + _CELL], size, mnemonic, operands, moved)
     return found
 
 

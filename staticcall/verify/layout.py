@@ -27,6 +27,13 @@ _PN_XNUM = 0xFFFF
 _MOST_HEADERS = 0xFFFF
 
 
+class Extent(NamedTuple):
+    """Linked addresses from `start` up to, not including, `stop`."""
+
+    start: int
+    stop: int
+
+
 class Section(NamedTuple):
     """One section header; `type` is pyelftools' name for it, or the number where it has none."""
 
@@ -39,19 +46,21 @@ class Section(NamedTuple):
 
     @property
     def allocated(self) -> bool:
-        """Whether the section is part of the running image, with bytes of its own in the file."""
-        return bool(self.flags & SH_FLAGS.SHF_ALLOC) and not self.flags & SH_FLAGS.SHF_TLS and self._in_file
+        """Whether the section stands at its address in the running image."""
+        return bool(self.flags & SH_FLAGS.SHF_ALLOC) and not self.flags & SH_FLAGS.SHF_TLS
 
     @property
-    def _in_file(self) -> bool:
-        return self.type != "SHT_NOBITS"
+    def extent(self) -> Extent:
+        """The linked addresses that the section covers."""
+        return Extent(self.address, self.address + self.body.size)
 
 
 class Segment(NamedTuple):
-    """One PT_LOAD header: linked address and the bytes of the file that go there."""
+    """One PT_LOAD header: linked address, the bytes of the file that go there, and the size in memory."""
 
     address: int
     body: Span
+    memory: int
     executable: bool
 
     @property
@@ -60,19 +69,12 @@ class Segment(NamedTuple):
         return self.address + self.body.size
 
 
-class Extent(NamedTuple):
-    """Linked addresses from `start` up to, not including, `stop`."""
-
-    start: int
-    stop: int
-
-
 class Layout(NamedTuple):
     """What the headers of a linked image say.
 
     `movable` tells whether a loader chooses the base address. `code` are the places where instructions may
-    stand, `data` those where a pointer that the program writes may; `headers` are parts of the file that no
-    legal edit can touch.
+    stand, `data` those where a pointer that the program writes may, `zeros` the memory that no bytes of the
+    file go to; `headers` are parts of the file that no legal edit can touch.
     """
 
     movable: bool
@@ -81,11 +83,12 @@ class Layout(NamedTuple):
     dynamic: Span | None
     code: tuple[Extent, ...]
     data: tuple[Extent, ...]
+    zeros: tuple[Extent, ...]
     headers: tuple[Span, ...]
 
     def offset_of(self, address: int, size: int = 1) -> int | None:
         """Return the file offset of `size` bytes at a linked address, None where the file has fewer."""
-        for start, body, _ in self.segments:
+        for start, body, _, _ in self.segments:
             if start <= address and address + size <= start + body.size:
                 return body.offset + address - start
         return None
@@ -97,13 +100,21 @@ class Layout(NamedTuple):
                 return min(most, segment.end - address)
         return 0
 
+    def is_zeros(self, address: int, size: int) -> bool:
+        """Whether a key at these addresses is NULL at first because the file stores nothing there."""
+        return _within(self.zeros, address, size)
+
     def is_code(self, address: int, size: int = 1) -> bool:
         """Whether instructions may stand at these addresses."""
         return _within(self.code, address, size)
 
     def is_data(self, address: int, size: int) -> bool:
-        """Whether a key may stand at these addresses."""
+        """Whether a key whose value is in the file may stand at these addresses."""
         return _within(self.data, address, size)
+
+    def is_zero(self, address: int, size: int) -> bool:
+        """Whether a key may stand at these addresses that is NULL without the file saying so."""
+        return _within(self.zeros, address, size)
 
 
 def _within(extents: tuple[Extent, ...], address: int, size: int) -> bool:
@@ -153,7 +164,7 @@ def _assemble(source: Source, structs: Any, header: Any) -> Layout:
     segment_table, phdrs = _program_headers(source, structs, header, shdrs)
     sections = _name_sections(source, header, shdrs)
     loads = tuple(
-        Segment(p["p_vaddr"], Span(p["p_offset"], p["p_filesz"]), bool(p["p_flags"] & P_FLAGS.PF_X))
+        Segment(p["p_vaddr"], Span(p["p_offset"], p["p_filesz"]), p["p_memsz"], bool(p["p_flags"] & P_FLAGS.PF_X))
         for p in phdrs
         if p["p_type"] == "PT_LOAD" and p["p_filesz"]
     )
@@ -163,6 +174,9 @@ def _assemble(source: Source, structs: Any, header: Any) -> Layout:
     dynamics = [Span(p["p_offset"], p["p_filesz"]) for p in phdrs if p["p_type"] == "PT_DYNAMIC"]
     headers = (Span(0, header["e_ehsize"]), section_table, segment_table, *dynamics)
     code, data = _code_and_data(sections, loads)
+    zeros = tuple(
+        Extent(p["p_vaddr"] + p["p_filesz"], p["p_vaddr"] + p["p_memsz"]) for p in phdrs if p["p_type"] == "PT_LOAD"
+    )
     return Layout(
         header["e_type"] == "ET_DYN",
         sections,
@@ -170,6 +184,7 @@ def _assemble(source: Source, structs: Any, header: Any) -> Layout:
         dynamics[0] if dynamics else None,
         code,
         data,
+        zeros,
         tuple(span for span in headers if span.size),
     )
 
@@ -235,11 +250,15 @@ def _code_and_data(
     runnable = [load for load in loads if load.executable]
     bodies = [s for s in sections if s.type == "SHT_PROGBITS" and s.allocated and s.body.size]
     code = tuple(
-        Extent(max(s.address, load.address), min(s.address + s.body.size, load.end))
-        for s in bodies
-        if s.flags & SH_FLAGS.SHF_EXECINSTR
+        Extent(max(start, load.address), min(stop, load.end))
+        for start, stop in (s.extent for s in bodies if s.flags & SH_FLAGS.SHF_EXECINSTR)
         for load in runnable
-        if s.address < load.end and load.address < s.address + s.body.size
+        if start < load.end and load.address < stop
     )
-    data = tuple(Extent(s.address, s.address + s.body.size) for s in bodies if not s.flags & SH_FLAGS.SHF_EXECINSTR)
-    return code, data
+    return code, tuple(s.extent for s in bodies if not s.flags & SH_FLAGS.SHF_EXECINSTR)
+
+
+def _zeros(sections: tuple[Section, ...], loads: tuple[Segment, ...]) -> tuple[Extent, ...]:
+    """Find what is cleared before the program starts: a kernel's .bss has bytes in the file all the same."""
+    tails = [Extent(load.end, load.address + load.memory) for load in loads if load.memory > load.body.size]
+    return (*tails, *(s.extent for s in sections if s.type == "SHT_NOBITS" and s.allocated))

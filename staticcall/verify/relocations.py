@@ -43,13 +43,15 @@ class Carrier(Enum):
     ADDEND = "the addend of its relocation"
     PACKED = "its own bytes, relocated"
     SYMBOL = "a symbol that is looked up at run time"
+    ZEROS = "nothing: memory that the file does not store"
 
 
 class Pointer(NamedTuple):
     """How one 8-byte place gets its value.
 
-    `offset` is the file offset of the eight bytes that hold the value, None where only run time knows it.
-    `guess` is then the address of this file's own definition of the symbol, if it has one.
+    `offset` is the file offset of the eight bytes that hold the value, None where only run time knows it, or
+    where it is zero without any bytes. `guess` is the address of this file's own definition of the symbol that
+    is looked up at run time, if there is one.
     """
 
     carrier: Carrier
@@ -79,6 +81,8 @@ def read_pointers(source: Source, layout: Layout, addresses: Collection[int]) ->
         own = layout.offset_of(address, _WORD.size)
         entries = explicit.get(address, [])
         if own is None:
+            if not entries and address not in packed and layout.is_zeros(address, _WORD.size):
+                found[address] = Pointer(Carrier.ZEROS, None)
             continue
         if not entries:
             found[address] = Pointer(Carrier.PACKED if address in packed else Carrier.PLAIN, own)

@@ -23,7 +23,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import NamedTuple, NoReturn
 
-from staticcall.abi.static_call import RET_SITE, RET_TRAMPOLINE
+from staticcall.abi.static_call import RET_SITE, RET_TRAMPOLINE, RET_TRAMPOLINE_NOPS
 from staticcall.errors import VerificationError
 from staticcall.model.sites import Form
 from staticcall.verify.decode import Decoded
@@ -191,7 +191,7 @@ def check_trampoline(place: Place, call: Call, names: Names, code: bytes, now: D
 
 def _trampoline_form(code: bytes) -> Form | None:
     """Which of the known forms a trampoline's eight bytes have, by their first ones."""
-    if code[:5] in (RET_TRAMPOLINE, RET_SITE):
+    if code[:5] in (RET_TRAMPOLINE, RET_TRAMPOLINE_NOPS, RET_SITE):
         return Form.RET
     if code[:1] == b"\xe9":
         return Form.TAIL_JMP

@@ -148,13 +148,17 @@ def _sites(original: Source, patched: Source, layout: Layout, records: list[Reco
 
 
 def _slots(original: Source, patched: Source, layout: Layout, keys: list[int]) -> dict[int, Slot]:
-    pointers = read_pointers(original, layout, [key for key in keys if layout.is_data(key, POINTER_SIZE)])
+    places = [key for key in keys if layout.is_data(key, POINTER_SIZE) or layout.is_zeros(key, POINTER_SIZE)]
+    pointers = read_pointers(original, layout, places)
     known = sorted(
         (Span(pointer.offset, POINTER_SIZE), key) for key, pointer in pointers.items() if pointer.offset is not None
     )
     spans = [span for span, _ in known]
     befores, afters = original.snippets(spans), patched.snippets(spans)
-    slots = {key: Slot(key, pointer, None, None) for key, pointer in pointers.items()}
+    slots = {
+        key: Slot(key, pointer, *((0, 0) if pointer.carrier is Carrier.ZEROS else (None, None)))
+        for key, pointer in pointers.items()
+    }
     for (_, key), before, after in zip(known, befores, afters, strict=True):
         slots[key] = Slot(key, pointers[key], *_POINTER.unpack(before), *_POINTER.unpack(after))
     return slots

@@ -13,13 +13,14 @@ import stat
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import combinations
 from pathlib import Path
 
 from staticcall.errors import InputError, OutputError, UsageError
 from staticcall.model.change import Edit
 
 _CHUNK = 1 << 26
-_COPY_MODE = 0o7777
+_SET_ID = stat.S_ISUID | stat.S_ISGID
 
 
 class Staged:
@@ -42,17 +43,21 @@ class Staged:
 def stage(source: Path, target: Path, edits: Iterable[Edit]) -> Iterator[Staged]:
     """Copy `source` with the edits applied to a temporary file beside `target`.
 
-    The mode is the source's. The temporary file is removed again unless it was published. Raises
-    `InputError` when the source does not hold an edit's old bytes, `OutputError` when anything cannot be
-    written.
+    The mode is the source's, and the owner too where the source itself is replaced. The temporary file is
+    removed again unless it was published. Raises `InputError` when the source does not hold an edit's old
+    bytes, `OutputError` when anything cannot be written.
     """
     with _failing_as_output(target):
+        if _special(target):
+            raise OutputError("cannot be written: is no regular file", path=target, advice="name a file")
+        target = followed(target)
         descriptor, path = _open_beside(target)
     try:
         with ThreadPoolExecutor(1) as background:
             try:
                 with _failing_as_output(target):
                     _fill(source, descriptor, edits)
+                    _give_rights(source, descriptor, replaced=_same(source, target))
                 yield Staged(path, target, background.submit(os.fsync, descriptor))
             finally:
                 background.shutdown(wait=True)
@@ -63,8 +68,13 @@ def stage(source: Path, target: Path, edits: Iterable[Edit]) -> Iterator[Staged]
 
 
 def publish_text(target: Path, text: Iterable[str]) -> None:
-    """Write a text file atomically; raises `OutputError`."""
+    """Write a text file atomically, or into a pipe or device as it comes; raises `OutputError`."""
     with _failing_as_output(target):
+        if _special(target):
+            with target.open("w", encoding="utf-8") as stream:
+                stream.writelines(text)
+            return
+        target = followed(target)
         descriptor, path = _open_beside(target)
         try:
             with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
@@ -80,9 +90,33 @@ def publish_text(target: Path, text: Iterable[str]) -> None:
 
 def refuse_input_as_output(source: Path, target: Path) -> None:
     """Raise `UsageError` where writing `target` would replace the input."""
-    with contextlib.suppress(OSError):
-        if source.samefile(target):
-            raise UsageError(f"is the input as well as the output {target}", path=source, advice="use --in-place")
+    if _same(source, target):
+        raise UsageError(f"is the input as well as the output {target}", path=source, advice="use --in-place")
+
+
+def refuse_collisions(paths: Iterable[Path | None]) -> None:
+    """Raise `UsageError` where two of these names are of one file, so that one would overwrite the other."""
+    for one, other in combinations((path for path in paths if path is not None), 2):
+        if followed(one) == followed(other) or _same(one, other):
+            raise UsageError(f"is named twice, also as {other}", path=one, advice="give each file its own name")
+
+
+def followed(path: Path) -> Path:
+    """What a path leads to: a link stays a link, what it leads to is written."""
+    return Path(os.path.realpath(path))  # Path.resolve() raises for a link to itself
+
+
+def _special(path: Path) -> bool:
+    """Whether there is a pipe or a device of this name, which a rename would replace."""
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Whether two names are of one file; not where either is missing."""
+    try:
+        return one.samefile(other)
+    except OSError:
+        return False
 
 
 @contextmanager
@@ -115,7 +149,20 @@ def _fill(source: Path, descriptor: int, edits: Iterable[Edit]) -> None:
                 advice="it was changed meanwhile; run again",
             )
         _write_all(descriptor, edit.new, edit.file_offset)
-    os.fchmod(descriptor, stat.S_IMODE(status.st_mode) & _COPY_MODE)
+
+
+def _give_rights(source: Path, descriptor: int, *, replaced: bool) -> None:
+    """Give a copy its source's mode, and its owner if it takes the source's place.
+
+    The set-id bits lend the rights of the owner, so they are left out where that is somebody else.
+    """
+    wanted, own = source.stat(), os.fstat(descriptor)
+    if replaced:
+        with contextlib.suppress(PermissionError):
+            os.fchown(descriptor, wanted.st_uid, wanted.st_gid)
+            own = wanted
+    kept = (own.st_uid, own.st_gid) == (wanted.st_uid, wanted.st_gid)
+    os.fchmod(descriptor, stat.S_IMODE(wanted.st_mode) & ~(0 if kept else _SET_ID))
 
 
 def _write_all(descriptor: int, data: bytes, offset: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 from staticcall.model.sites import Form
@@ -155,3 +156,13 @@ TRAMPOLINES = {
     "__static_call_tramp_posted_jmp": "e9 ........",
     "__static_call_tramp_posted_vacant": "c3 cc 90 90 90",
 }
+
+
+def matches(code: bytes, pattern: str) -> bool:
+    """Whether bytes are what a pattern wants: hex digits, a dot for any, blanks for the eye."""
+    return re.fullmatch(pattern.replace(" ", ""), code.hex()) is not None
+
+
+def size_of(pattern: str) -> int:
+    """How many bytes a pattern stands for."""
+    return len(pattern.replace(" ", "")) // 2

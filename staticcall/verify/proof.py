@@ -129,10 +129,15 @@ def _decode_all(
 
 
 def _check_call(case: _Case, key: int) -> Iterator[Change]:
-    """Judge one static call that has changed anywhere; its slot, trampoline and every site must agree."""
+    """Judge one static call that has changed anywhere.
+
+    Its slot and trampoline must agree, and every site with them; where both are what they were, an untouched
+    site does what it did.
+    """
     scene = case.scene
     slot, home = scene.slots.get(key), scene.trampolines.get(key)
     call = rules.Call(scene.keys[key], key, slot.after if slot else None, home.address if home else None)
+    moved = any(place is not None and place.before != place.after for place in (slot, home))
     if slot and slot.before != slot.after:
         yield _check_slot(scene, call, slot)
     if home:
@@ -140,6 +145,8 @@ def _check_call(case: _Case, key: int) -> Iterator[Change]:
     indirect = []
     for site in case.sites.get(key, []):
         was, now = case.was.get(site.record), case.now[site.record]
+        if was is None and not moved:
+            continue
         place = rules.Place("the site", site.record.address, site.offset)
         if was is not None:
             rules.check_change(place, was, now)

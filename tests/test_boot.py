@@ -1,0 +1,213 @@
+"""Patched kernels run: they boot, and their memory holds what the patched file holds.
+
+The kernel patches all its static calls itself while it boots, from what the keys say, and leaves alone what is
+there already. So whatever a patch got wrong it repairs, or it stops; and where memory still is what the file
+was, the patch is what the kernel itself would have done. Some keys it leads elsewhere then, by the processor
+and by its preemption model. Their sites have to follow, also those that were patched.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import re
+import struct
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import pytest
+
+from staticcall.cli.main import run
+from tests.support import guest
+from tests.support.guest import Boot
+from tests.support.vmlinux import CALL, RETURN0, Key, Vmlinux
+
+pytestmark = [pytest.mark.kernel, pytest.mark.boot, pytest.mark.usefixtures("guest_tools")]
+
+# Policies, and the preemption model in which a kernel that is bound by them is run: it leads other keys elsewhere.
+MODELS = {"lutomirski": "full", "rel32": "voluntary", "block8": "none", "kernel": "full"}
+POLICIES = (*MODELS, "torvalds")
+
+# What the first one does shows from outside: it counts hundredths of a second where nanoseconds are expected.
+# The others are never called in the guest, and have many sites, RET0 as target, and sites in .init.text.
+SETS = MappingProxyType(
+    {
+        "pv_sched_clock": "trace_clock_jiffies",
+        "xen_hypercall": "xen_hypercall_amd",
+        "intel_pmu_update_topdown_event": "RET0",
+        "amd_pstate_enable": "cppc_enable",
+    }
+)
+
+# An emulated time stamp counter may look unstable on a busy machine, and then the kernel takes another clock.
+RELIABLE_CLOCK = "tsc=reliable"
+ASK_CLOCK = "mknod /kmsg c 1 11; for n in 1 2; do echo stamp $n > /kmsg; sleep 1; done; dmesg | grep ' stamp '"
+
+Places = Mapping[int, bytes]
+
+
+class Patched(NamedTuple):
+    """A patched kernel and the edits that made it, as the public file has them."""
+
+    path: Path
+    edits_path: Path
+    edits: tuple[dict[str, Any], ...]
+
+    def sites(self, key: str | None = None) -> set[int]:
+        """The addresses of the patched sites, of one key or of all."""
+        return {
+            int(edit["address"], 16) for edit in self.edits if edit["kind"] == "site" and key in (None, edit["key"])
+        }
+
+
+@functools.cache
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def _patched(kernel: Vmlinux, folder: Path, *arguments: str) -> Iterator[Patched]:
+    """A patched and verified kernel, which at the end is gone: it is hundreds of megabytes."""
+    path, edits = folder / "vmlinux", folder / "edits.json"
+    try:
+        assert run(["patch", str(kernel.path), *arguments, "-o", str(path), "--edits", str(edits), "--quiet"]) == 0
+        assert run(["verify", str(kernel.path), str(path), "--quiet"]) == 0
+        yield Patched(path, edits, tuple(json.loads(edits.read_text())["edits"]))
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _assert_revert(kernel: Vmlinux, patched: Patched) -> None:
+    arguments = ["revert", str(patched.path), "--edits", str(patched.edits_path), "--in-place", "--quiet"]
+    assert run(arguments) == 0
+    assert _digest(patched.path) == _digest(kernel.path)
+
+
+# Memory
+
+
+def _places(kernel: Vmlinux, path: Path, names: Iterable[str]) -> Places:
+    """What a file of this kernel's layout holds for these static calls and a running kernel still has."""
+    wanted = set(names)
+    keys = [key for key in kernel.keys.values() if key.name in wanted]
+    sizes = {call.address: len(call.code) for call in kernel.calls if call.key in wanted and call.stays}
+    sizes |= {key.address: 8 for key in keys} | {key.trampoline: 5 for key in keys}
+    with path.open("rb") as file:
+        found = {}
+        for address, size in sorted(sizes.items()):
+            section = kernel.section(address)
+            file.seek(section.offset + address - section.address)
+            found[address] = file.read(size)
+    return found
+
+
+def _boot(path: Path, folder: Path, places: Places, options: str = "") -> Boot:
+    booted = guest.boot(
+        path,
+        folder / "guest",
+        places=list(places.items()),
+        commands=[ASK_CLOCK],
+        kernel_options=f"{RELIABLE_CLOCK} {options}",
+    )
+    assert booted.reached_user_space, booted.log
+    assert booted.problems == ()
+    assert booted.compared == len(places)
+    assert booted.unmapped == ()
+    return booted
+
+
+def _func(memory: Places, key: Key) -> int:
+    (func,) = struct.unpack("<Q", memory[key.address])
+    return int(func)
+
+
+def _incoherent(kernel: Vmlinux, memory: Places) -> list[str]:
+    """The sites and trampolines that in memory do something else than the slots of their keys say there."""
+    keys = [key for key in kernel.keys.values() if key.address in memory]
+    funcs = {key.name: _func(memory, key) for key in keys}
+    calls = [call for call in kernel.calls if call.address in memory]
+    calls += (kernel.trampoline_of(key) for key in keys)
+    return [
+        f"{call.key} at {call.address:#x}: {memory[call.address].hex()}"
+        for call in calls
+        if memory[call.address] not in kernel.codes_for(call, funcs[call.key])
+    ]
+
+
+def _seconds_of_sleep(booted: Boot) -> float:
+    """How far the kernel's clock moved while the guest slept for a second."""
+    first, second = re.findall(r"^\[ *(\d+\.\d+)\] stamp", booted.outputs[0], re.MULTILINE)
+    return float(second) - float(first)
+
+
+class Control(NamedTuple):
+    """How the unpatched kernel runs: what its file holds and what its memory does."""
+
+    booted: Boot
+    places: Places
+    memory: Places
+
+
+@pytest.fixture(scope="module")
+def control(kernel: Vmlinux, tmp_path_factory: pytest.TempPathFactory, guest_tools: None) -> Control:  # noqa: ARG001
+    places = _places(kernel, kernel.path, kernel.keys)
+    booted = _boot(kernel.path, tmp_path_factory.mktemp("control"), places)
+    return Control(booted, places, {**places, **booted.memory})
+
+
+def test_an_unpatched_kernel_patches_every_call_itself(kernel: Vmlinux, control: Control) -> None:
+    calls = {call.address for call in kernel.calls if call.code[0] == CALL and call.stays}
+    assert len(calls) > len(kernel.calls) / 2
+    assert calls <= control.booted.memory.keys()
+    assert _incoherent(kernel, control.memory) == []
+    assert _seconds_of_sleep(control.booted) >= 1
+
+
+@pytest.mark.parametrize(("policy", "model"), MODELS.items())
+def test_a_bound_kernel_boots_with_the_code_that_is_in_its_file(
+    policy: str, model: str, kernel: Vmlinux, tmp_path: Path
+) -> None:
+    with _patched(kernel, tmp_path, "--policy", policy, "--bind") as patched:
+        assert {edit["kind"] for edit in patched.edits} == {"site"}
+        places = _places(kernel, patched.path, kernel.keys)
+        booted = _boot(patched.path, tmp_path, places, f"preempt={model}")
+        if policy == "kernel":
+            _assert_revert(kernel, patched)
+    assert f"({model})" in booted.preempt
+    memory = {**places, **booted.memory}
+    assert _incoherent(kernel, memory) == []
+    updated = {key.name for key in kernel.keys.values() if key.address in booted.memory}
+    bound = {call.address for call in kernel.calls if call.key not in updated} & patched.sites() & places.keys()
+    # Half of all sites belong to the preemption models and, in some series, to the security modules.
+    assert len(bound) > len(kernel.calls) / 5
+    assert booted.differing(bound) == ()
+
+
+def test_binding_by_prefixes_leaves_a_kernel_as_it_is(kernel: Vmlinux, tmp_path: Path) -> None:
+    # No kernel has prefixes at its sites: it would not accept them.
+    with _patched(kernel, tmp_path, "--policy", "torvalds", "--bind") as patched:
+        assert patched.edits == ()
+        assert _digest(patched.path) == _digest(kernel.path)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_kernel_whose_keys_were_set_goes_to_the_new_targets(policy: str, kernel: Vmlinux, tmp_path: Path) -> None:
+    wishes = [f"--set={key}={target}" for key, target in SETS.items()]
+    with _patched(kernel, tmp_path, "--policy", policy, *wishes) as patched:
+        places = _places(kernel, patched.path, SETS)
+        booted = _boot(patched.path, tmp_path, places)
+        if policy == "kernel":
+            _assert_revert(kernel, patched)
+    memory = {**places, **booted.memory}
+    for name, target in SETS.items():
+        key = kernel.keys[name]
+        assert _func(memory, key) == kernel.address(RETURN0 if target == "RET0" else target) != key.func
+        assert {key.address, key.trampoline, *patched.sites(name)}.isdisjoint(booted.memory)
+    # So the trampolines and all sites lead there too, whether the policy patched them or left them to the boot.
+    assert _incoherent(kernel, memory) == []
+    assert _seconds_of_sleep(booted) < 0.001
