@@ -37,16 +37,16 @@ def patch_image(path: Path, look: Look, wishes: Wishes, *, output: Path | None, 
     """
     require_wish(wishes)
     with open_image(path) as image:
-        located = locate(image, table=look.table)
-        plan = make_plan(image, located, wishes, judge_for(located, look.policy), _returns_value(image))
-        # The edits are sorted and disjoint, and each carries the bytes that it replaces.
         if output is None:
-            return Patched(plan, None)
+            return Patched(_plan(image, look, wishes)[0], None)
         from staticcall.verify import prove  # noqa: PLC0415 - a plan alone needs neither decoder nor reader
 
-        with stage(path, output, plan.edits) as staged:
+        with stage(path, output) as staged:
+            # While the file is being copied there is time to think.
+            plan, table = _plan(image, look, wishes)
+            # The edits are sorted and disjoint, and each carries the bytes that it replaces.
+            staged.apply(plan.edits)
             # The staged file is complete, has a temporary name, and is on its way to the disk.
-            table = (located.table.start, located.table.stop) if look.table and located.table else None
             with _named_instead_of(staged.path, path):
                 proof = prove(path, staged.path, plan.edits, table=table)
             # Another reader and another decoder found the plan, the whole plan and nothing but the plan.
@@ -56,6 +56,13 @@ def patch_image(path: Path, look: Look, wishes: Wishes, *, output: Path | None, 
                 publish_text(edits, render_edits(plan, sha256_of(path), sha256_of(staged.path)))
             staged.publish()
     return Patched(plan, proof)
+
+
+def _plan(image: Image, look: Look, wishes: Wishes) -> tuple[Plan, tuple[int, int] | None]:
+    """The plan, and where the table is if the user had to say so."""
+    located = locate(image, table=look.table)
+    plan = make_plan(image, located, wishes, judge_for(located, look.policy), _returns_value(image))
+    return plan, (located.table.start, located.table.stop) if look.table and located.table else None
 
 
 def describe(patched: Patched, *, verbose: bool = False) -> str:

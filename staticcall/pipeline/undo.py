@@ -25,7 +25,8 @@ def revert_image(patched: Path, edits_file: Path, output: Path) -> int:
             path=patched,
             advice="it was changed after it was patched, or the edits are another file's",
         )
-    with stage(patched, output, (edit.inverse() for edit in edits)) as staged:
+    with stage(patched, output) as staged:
+        staged.apply(edit.inverse() for edit in edits)
         if sha256_of(staged.path) != original_sha256:
             raise VerificationError("does not become the original again", path=patched, advice="nothing was written")
         # The staged file is the original.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 
 from staticcall.errors import UnsafeError, UsageError
@@ -32,7 +32,7 @@ def make_plan(
         if site.key is not None and site.record is not None:
             by_key[site.key].append(site)
     targets = resolve_sets(image, located, wishes)
-    names = image.symbols.names_at(key.slot.value for key in located.keys.values())
+    names = image.symbols.names_at(located.keys[address].slot.value for address in targets)
     edits: list[Edit] = []
     changes: list[KeyChange] = []
     for address, target in targets.items():
@@ -46,11 +46,10 @@ def make_plan(
         edits += own
         changes.append(summarize(key, present, target, judged, own))
     if wishes.bind:
-        for key in select_keys(located.keys.values(), wishes.keys):
-            if key.address not in targets and by_key[key.address]:
-                own, change = _bind(located, key, by_key[key.address], located.target_of(key, names), judge)
-                edits += own
-                changes += change
+        selected = select_keys(located.keys.values(), wishes.keys)
+        for change, own in _bindings(located, [key for key in selected if key.address not in targets], by_key, judge):
+            edits += own
+            changes.append(change)
     refuse_contested(located.sites, edits)
     return Plan(disjoint(edits), tuple(changes))
 
@@ -60,23 +59,29 @@ def _set_edits(image: Image, located: Located, key: Key, judged: Sequence[Judged
     return [*site_edits(located, key, judged, target), *key_edits(located, key, target, offset)]
 
 
-def _bind(
-    located: Located, key: Key, sites: Sequence[Site], target: Target, judge: Judge
-) -> tuple[list[Edit], list[KeyChange]]:
-    """Send a key's sites straight to where the key leads already; its slot and trampoline stay."""
-    if target.kind is TargetKind.RUNTIME:
-        # Only the dynamic linker knows where that is; the trampoline reads or jumps there.
-        return [], []
-    judged = list(zip(sites, judge(sites), strict=True))
-    refuse_foreign(located, key, (site for site, verdict in judged if verdict.answer is Answer.DIRECT))
-    edits = site_edits(located, key, judged, target)
-    if edits and any(f.code == "incoherent-key" and f.address == key.address for f in located.findings):
-        raise UnsafeError(
-            f"key {key.name} leads to {target.name} and its trampoline elsewhere, so it is unclear what to bind to",
-            code="incoherent-key",
-            advice=f"say which with --set {key.name}=...",
-        )
-    return edits, [summarize(key, target, target, judged, edits)] if edits else []
+def _bindings(
+    located: Located, keys: Sequence[Key], by_key: Mapping[int, Sequence[Site]], judge: Judge
+) -> Iterator[tuple[KeyChange, list[Edit]]]:
+    """Send each key's sites straight to where the key leads already; its slot and trampoline stay."""
+    incoherent = {finding.address for finding in located.findings if finding.code == "incoherent-key"}
+    # Only the dynamic linker knows where a RUNTIME target is; the trampoline reads or jumps there.
+    bound = [key for key in keys if located.kind_of(key) is not TargetKind.RUNTIME]
+    sites = [site for key in bound for site in by_key.get(key.address, ())]
+    verdicts = iter(judge(sites))
+    for key in bound:
+        judged = list(zip(by_key.get(key.address, ()), verdicts, strict=False))
+        refuse_foreign(located, key, (site for site, verdict in judged if verdict.answer is Answer.DIRECT))
+        target = located.target_of(key)
+        edits = site_edits(located, key, judged, target)
+        if not edits:
+            continue
+        if key.address in incoherent:
+            raise UnsafeError(
+                f"key {key.name} leads to {target.name} and its trampoline elsewhere, so it is unclear what to bind to",
+                code="incoherent-key",
+                advice=f"say which with --set {key.name}=...",
+            )
+        yield summarize(key, target, target, judged, edits), edits
 
 
 def disjoint(edits: Iterable[Edit]) -> tuple[Edit, ...]:

@@ -19,6 +19,7 @@ from elftools.elf.constants import P_FLAGS, SH_FLAGS, SHN_INDICES
 from elftools.elf.structs import ELFStructs
 
 from staticcall.errors import MalformedError, StaticcallError, UnsupportedError
+from staticcall.verify.sound import check_headers
 from staticcall.verify.source import Source, Span
 
 _IDENT = b"\x7fELF\x02\x01"
@@ -162,6 +163,7 @@ def read_layout(source: Source) -> Layout:
 def _assemble(source: Source, structs: Any, header: Any) -> Layout:
     section_table, shdrs = _section_headers(source, structs, header)
     segment_table, phdrs = _program_headers(source, structs, header, shdrs)
+    check_headers(source, header, shdrs, phdrs)
     sections = _name_sections(source, header, shdrs)
     loads = tuple(
         Segment(p["p_vaddr"], Span(p["p_offset"], p["p_filesz"]), p["p_memsz"], bool(p["p_flags"] & P_FLAGS.PF_X))
@@ -211,7 +213,7 @@ def _section_headers(source: Source, structs: Any, header: Any) -> tuple[Span, l
 
 def _program_headers(source: Source, structs: Any, header: Any, shdrs: list[Any]) -> tuple[Span, list[Any]]:
     count = header["e_phnum"]
-    if count == _PN_XNUM:
+    if count == _PN_XNUM and shdrs:
         count = shdrs[0]["sh_info"]
     if not count:
         raise MalformedError("a linked image without program headers", path=source.path)
@@ -223,7 +225,13 @@ def _name_sections(source: Source, header: Any, shdrs: list[Any]) -> tuple[Secti
     index = header["e_shstrndx"]
     if index == SHN_INDICES.SHN_XINDEX and shdrs:
         index = shdrs[0]["sh_link"]
-    names = source.read(shdrs[index]["sh_offset"], shdrs[index]["sh_size"]) if shdrs and index else b""
+    names = b"\0"
+    if shdrs and index:
+        if index >= len(shdrs) or shdrs[index]["sh_type"] != "SHT_STRTAB":
+            raise MalformedError(f"section {index} for the names is no string table", path=source.path, offset=62)
+        names = source.read(shdrs[index]["sh_offset"], shdrs[index]["sh_size"]) or names
+        if any(names.find(b"\0", s["sh_name"]) < 0 for s in shdrs):
+            raise MalformedError("a section's name runs past the string table", path=source.path, offset=62)
     return tuple(
         Section(
             names[s["sh_name"] : max(names.find(b"\0", s["sh_name"]), 0)].decode("utf-8", "backslashreplace"),

@@ -1,7 +1,7 @@
 """A new file is staged beside its place, and published by one rename once it was proved.
 
 The name only ever shows the old file or the complete new one. The copy is made by the kernel where it can
-(copy_file_range), and is carried to the disk in the background while it is being proved.
+(copy_file_range) in the background, and carried to the disk while it is being proved.
 """
 
 from __future__ import annotations
@@ -23,16 +23,32 @@ _CHUNK = 1 << 26
 _SET_ID = stat.S_ISUID | stat.S_ISGID
 
 
-class Staged:
-    """A complete file under a temporary name, on its way to the disk."""
+class Staging:
+    """A copy under a temporary name: first as the source is, then with edits, then published."""
 
-    def __init__(self, path: Path, target: Path, flushed: Future[None]) -> None:
+    def __init__(self, source: Path, target: Path, path: Path, descriptor: int, background: ThreadPoolExecutor) -> None:
         self.path = path
+        self._source = source
         self._target = target
-        self._flushed = flushed
+        self._descriptor = descriptor
+        self._background = background
+        self._copied = background.submit(_copy_file, source, descriptor)
+        self._flushed: Future[None] | None = None
+
+    def apply(self, edits: Iterable[Edit]) -> None:
+        """Finish the copy and write the edits; from then on the file is complete and on its way to the disk.
+
+        Raises `InputError` when the source does not hold an edit's old bytes.
+        """
+        with _failing_as_output(self._target):
+            self._copied.result()
+            _write_edits(self._source, self._descriptor, edits)
+            _give_rights(self._source, self._descriptor, replaced=_same(self._source, self._target))
+        self._flushed = self._background.submit(os.fsync, self._descriptor)
 
     def publish(self) -> None:
         """Wait until the file is on the disk, then give it its name in one step."""
+        assert self._flushed is not None, "a file without its edits is not published"
         with _failing_as_output(self._target):
             self._flushed.result()
             self.path.replace(self._target)
@@ -40,12 +56,11 @@ class Staged:
 
 
 @contextmanager
-def stage(source: Path, target: Path, edits: Iterable[Edit]) -> Iterator[Staged]:
-    """Copy `source` with the edits applied to a temporary file beside `target`.
+def stage(source: Path, target: Path) -> Iterator[Staging]:
+    """Begin to copy `source` to a temporary file beside `target`, in the background.
 
     The mode is the source's, and the owner too where the source itself is replaced. The temporary file is
-    removed again unless it was published. Raises `InputError` when the source does not hold an edit's old
-    bytes, `OutputError` when anything cannot be written.
+    removed again unless it was published. Raises `OutputError` when anything cannot be written.
     """
     with _failing_as_output(target):
         if _special(target):
@@ -53,14 +68,9 @@ def stage(source: Path, target: Path, edits: Iterable[Edit]) -> Iterator[Staged]
         target = followed(target)
         descriptor, path = _open_beside(target)
     try:
+        # Leaving the executor waits for the copy and the flush, so the descriptor outlives both.
         with ThreadPoolExecutor(1) as background:
-            try:
-                with _failing_as_output(target):
-                    _fill(source, descriptor, edits)
-                    _give_rights(source, descriptor, replaced=_same(source, target))
-                yield Staged(path, target, background.submit(os.fsync, descriptor))
-            finally:
-                background.shutdown(wait=True)
+            yield Staging(source, target, path, descriptor, background)
     finally:
         os.close(descriptor)
         with contextlib.suppress(FileNotFoundError):
@@ -136,10 +146,12 @@ def _open_beside(target: Path) -> tuple[int, Path]:
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), path
 
 
-def _fill(source: Path, descriptor: int, edits: Iterable[Edit]) -> None:
+def _copy_file(source: Path, descriptor: int) -> None:
     with source.open("rb") as original:
-        status = os.fstat(original.fileno())
-        _copy(original.fileno(), descriptor, status.st_size)
+        _copy(original.fileno(), descriptor, os.fstat(original.fileno()).st_size)
+
+
+def _write_edits(source: Path, descriptor: int, edits: Iterable[Edit]) -> None:
     for edit in edits:
         if os.pread(descriptor, len(edit.old), edit.file_offset) != edit.old:
             raise InputError(

@@ -7,14 +7,14 @@
     elf.tag(DT_RELASZ)["value"] = 1 << 62
     path.write_bytes(elf.data)
 
-Fields have the names of the System V gABI without their prefix. A field is found anew in the bytes at every
+Fields have the names of the System V gABI without their prefixes, but for those in `e_ident`. A field is found anew in the bytes at every
 access, so an edit may well make the next one impossible: do the outermost last.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
@@ -39,7 +39,7 @@ def _layout(first: int, fields: str) -> Layout:
 
 _HEADER: Final = _layout(
     4,
-    "class:B data:B ident_version:B osabi:B padding:Q type:H machine:H version:I entry:Q phoff:Q shoff:Q flags:I"
+    "ei_class:B ei_data:B ei_version:B osabi:B padding:Q type:H machine:H version:I entry:Q phoff:Q shoff:Q flags:I"
     " ehsize:H phentsize:H phnum:H shentsize:H shnum:H shstrndx:H",
 )
 _SECTION: Final = _layout(0, "name:I type:I flags:Q addr:Q offset:Q size:Q link:I info:I addralign:Q entsize:Q")
@@ -72,6 +72,48 @@ class Fields:
     def __setitem__(self, name: str, value: int) -> None:
         offset, code = self._layout[name]
         struct.pack_into(code, self._data, self.at + offset, value)
+
+    def update(self, values: Mapping[str, int]) -> None:
+        for name, value in values.items():
+            self[name] = value
+
+
+Edit = Callable[["Elf"], None]
+
+
+def header(**values: int) -> Edit:
+    """An edit of fields of the ELF header; this and the next three are for tables of edits."""
+    return lambda elf: elf.header.update(values)
+
+
+def section(wanted: str | int, **values: int) -> Edit:
+    """An edit of fields of a section header."""
+    return lambda elf: elf.section(wanted).update(values)
+
+
+def segment(kind: int, number: int = 0, **values: int) -> Edit:
+    """An edit of fields of a program header."""
+    return lambda elf: elf.segment(kind, number).update(values)
+
+
+def tags(values: Mapping[int, int]) -> Edit:
+    """An edit of the values of dynamic entries."""
+
+    def edit(elf: Elf) -> None:
+        for wanted, value in values.items():
+            elf.tag(wanted)["value"] = value
+
+    return edit
+
+
+def both(*edits: Edit) -> Edit:
+    """Several edits, one after the other."""
+
+    def edit(elf: Elf) -> None:
+        for one in edits:
+            one(elf)
+
+    return edit
 
 
 class Elf:
