@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import io
 import sys
 from typing import NoReturn
 
@@ -15,6 +16,9 @@ def main() -> NoReturn:
     """Run the command line and exit with its code."""
     from staticcall.cli.main import run  # noqa: PLC0415 - after the collector is off
 
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A name that the terminal's encoding does not have is shown as its numbers.
+        sys.stdout.reconfigure(errors="backslashreplace")
     sys.exit(run(sys.argv[1:]))
 
 

@@ -98,3 +98,10 @@ def about(path: Path) -> Iterator[None]:
         if error.path is None:
             error.path = path
         raise
+
+
+def printable(text: str) -> str:
+    """Text for a terminal, on one line: names out of a file may hold anything, and a terminal obeys some of it."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

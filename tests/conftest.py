@@ -10,6 +10,7 @@ import pytest
 
 from tests.support import guest, kernels, vmlinux
 from tests.support.programs import Builder
+from tests.support.refusals import Room, make_room
 
 
 def _unavailable(reason: str) -> NoReturn:
@@ -53,3 +54,10 @@ def guest_tools() -> None:
 def built(tmp_path_factory: pytest.TempPathFactory) -> Builder:
     """Builds fixtures; each program is built once and shared."""
     return Builder(tmp_path_factory.mktemp("fixtures"), _unavailable)
+
+
+@pytest.fixture
+def room(built: Builder, tmp_path: Path) -> Room:
+    folder = tmp_path / "room"
+    folder.mkdir()
+    return make_room(folder, built)

@@ -8,12 +8,11 @@ and by its preemption model. Their sites have to follow, also those that were pa
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import json
 import re
+import shutil
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
@@ -21,9 +20,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from staticcall.cli.main import run
 from tests.support import guest
 from tests.support.guest import Boot
+from tests.support.tool import digest, succeed
 from tests.support.vmlinux import CALL, RETURN0, Key, Vmlinux
 
 pytestmark = [pytest.mark.kernel, pytest.mark.boot, pytest.mark.usefixtures("guest_tools")]
@@ -45,7 +44,8 @@ SETS = MappingProxyType(
 
 # An emulated time stamp counter may look unstable on a busy machine, and then the kernel takes another clock.
 RELIABLE_CLOCK = "tsc=reliable"
-ASK_CLOCK = "mknod /kmsg c 1 11; for n in 1 2; do echo stamp $n > /kmsg; sleep 1; done; dmesg | grep ' stamp '"
+ASK_CLOCK = "mknod /kmsg c 1 11; echo stamp > /kmsg; sleep 1; echo stamp > /kmsg; dmesg | grep ' stamp$'"
+SECONDS_OF_SILENCE = 20  # the first message takes one second
 
 Places = Mapping[int, bytes]
 
@@ -64,28 +64,21 @@ class Patched(NamedTuple):
         }
 
 
-@functools.cache
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 @contextmanager
 def _patched(kernel: Vmlinux, folder: Path, *arguments: str) -> Iterator[Patched]:
-    """A patched and verified kernel, which at the end is gone: it is hundreds of megabytes."""
+    """A patched and verified kernel. It is hundreds of megabytes, so at the end it is gone."""
     path, edits = folder / "vmlinux", folder / "edits.json"
     try:
-        assert run(["patch", str(kernel.path), *arguments, "-o", str(path), "--edits", str(edits), "--quiet"]) == 0
-        assert run(["verify", str(kernel.path), str(path), "--quiet"]) == 0
+        succeed("patch", kernel.path, *arguments, "-o", path, "--edits", edits)
+        succeed("verify", kernel.path, path)
         yield Patched(path, edits, tuple(json.loads(edits.read_text())["edits"]))
     finally:
         path.unlink(missing_ok=True)
 
 
 def _assert_revert(kernel: Vmlinux, patched: Patched) -> None:
-    arguments = ["revert", str(patched.path), "--edits", str(patched.edits_path), "--in-place", "--quiet"]
-    assert run(arguments) == 0
-    assert _digest(patched.path) == _digest(kernel.path)
+    succeed("revert", patched.path, "--edits", patched.edits_path, "--in-place")
+    assert digest(patched.path) == digest(kernel.path)
 
 
 # Memory
@@ -106,14 +99,9 @@ def _places(kernel: Vmlinux, path: Path, names: Iterable[str]) -> Places:
     return found
 
 
-def _boot(path: Path, folder: Path, places: Places, options: str = "") -> Boot:
-    booted = guest.boot(
-        path,
-        folder / "guest",
-        places=list(places.items()),
-        commands=[ASK_CLOCK],
-        kernel_options=f"{RELIABLE_CLOCK} {options}",
-    )
+def _boot(path: Path, folder: Path, places: Places, *, options: str = "", commands: Sequence[str] = ()) -> Boot:
+    work = folder / "guest"
+    booted = guest.boot(path, work, places=list(places.items()), commands=commands, kernel_options=options)
     assert booted.reached_user_space, booted.log
     assert booted.problems == ()
     assert booted.compared == len(places)
@@ -156,7 +144,8 @@ class Control(NamedTuple):
 @pytest.fixture(scope="module")
 def control(kernel: Vmlinux, tmp_path_factory: pytest.TempPathFactory, guest_tools: None) -> Control:  # noqa: ARG001
     places = _places(kernel, kernel.path, kernel.keys)
-    booted = _boot(kernel.path, tmp_path_factory.mktemp("control"), places)
+    work = tmp_path_factory.mktemp("control")
+    booted = _boot(kernel.path, work, places, options=RELIABLE_CLOCK, commands=[ASK_CLOCK])
     return Control(booted, places, {**places, **booted.memory})
 
 
@@ -174,8 +163,9 @@ def test_a_bound_kernel_boots_with_the_code_that_is_in_its_file(
 ) -> None:
     with _patched(kernel, tmp_path, "--policy", policy, "--bind") as patched:
         assert {edit["kind"] for edit in patched.edits} == {"site"}
+        assert patched.sites() == {call.address for call in kernel.calls if kernel.is_direct(call, policy)}
         places = _places(kernel, patched.path, kernel.keys)
-        booted = _boot(patched.path, tmp_path, places, f"preempt={model}")
+        booted = _boot(patched.path, tmp_path, places, options=f"preempt={model}")
         if policy == "kernel":
             _assert_revert(kernel, patched)
     assert f"({model})" in booted.preempt
@@ -192,7 +182,7 @@ def test_binding_by_prefixes_leaves_a_kernel_as_it_is(kernel: Vmlinux, tmp_path:
     # No kernel has prefixes at its sites: it would not accept them.
     with _patched(kernel, tmp_path, "--policy", "torvalds", "--bind") as patched:
         assert patched.edits == ()
-        assert _digest(patched.path) == _digest(kernel.path)
+        assert digest(patched.path) == digest(kernel.path)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -200,14 +190,65 @@ def test_a_kernel_whose_keys_were_set_goes_to_the_new_targets(policy: str, kerne
     wishes = [f"--set={key}={target}" for key, target in SETS.items()]
     with _patched(kernel, tmp_path, "--policy", policy, *wishes) as patched:
         places = _places(kernel, patched.path, SETS)
-        booted = _boot(patched.path, tmp_path, places)
+        booted = _boot(patched.path, tmp_path, places, options=RELIABLE_CLOCK, commands=[ASK_CLOCK])
         if policy == "kernel":
             _assert_revert(kernel, patched)
     memory = {**places, **booted.memory}
     for name, target in SETS.items():
         key = kernel.keys[name]
         assert _func(memory, key) == kernel.address(RETURN0 if target == "RET0" else target) != key.func
+        calls = [call for call in kernel.calls if call.key == name]
+        assert patched.sites(name) == {call.address for call in calls if kernel.is_direct(call, policy)}
         assert {key.address, key.trampoline, *patched.sites(name)}.isdisjoint(booted.memory)
     # So the trampolines and all sites lead there too, whether the policy patched them or left them to the boot.
     assert _incoherent(kernel, memory) == []
     assert _seconds_of_sleep(booted) < 0.001
+
+
+# What these tests could not see, they would not guard against.
+
+
+@contextmanager
+def _changed_by_hand(kernel: Vmlinux, folder: Path, changes: Places) -> Iterator[Path]:
+    """A kernel with other bytes at some addresses, and nothing that asks whether that is right."""
+    path = folder / "vmlinux"
+    try:
+        shutil.copyfile(kernel.path, path)
+        with path.open("r+b") as file:
+            for address, code in changes.items():
+                section = kernel.section(address)
+                file.seek(section.offset + address - section.address)
+                file.write(code)
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("kernel", ["61"], indirect=True)
+def test_half_a_change_shows_in_memory(kernel: Vmlinux, tmp_path: Path) -> None:
+    site_only, slot_only = kernel.keys["amd_pstate_enable"], kernel.keys["xen_hypercall"]
+    site = next(call for call in kernel.calls if call.key == site_only.name and call.stays)
+    (wrong,) = kernel.codes_for(site, kernel.address(SETS[site_only.name]))
+    new_func = kernel.address(SETS[slot_only.name])
+    changes = {site.address: wrong, slot_only.address: struct.pack("<Q", new_func)}
+    with _changed_by_hand(kernel, tmp_path, changes) as path:
+        places = _places(kernel, path, [site_only.name, slot_only.name])
+        booted = _boot(path, tmp_path, places)
+    memory = {**places, **booted.memory}
+    # The kernel undoes a change that the key knows nothing of, and its sites follow a key that the trampoline does not.
+    assert {memory[site.address]} == kernel.codes_for(site, site_only.func) != {wrong}
+    assert _func(memory, slot_only) == new_func
+    assert [line.split(":")[0] for line in _incoherent(kernel, memory)] == [
+        f"{slot_only.name} at {slot_only.trampoline:#x}"
+    ]
+
+
+@pytest.mark.parametrize("kernel", ["61"], indirect=True)
+def test_a_kernel_stops_at_a_site_that_it_would_not_have_written(kernel: Vmlinux, tmp_path: Path) -> None:
+    site = next(call for call in kernel.calls if call.code[0] == CALL and call.stays)
+    harmless = bytes.fromhex("0f1f400090")  # two nops, and not the one
+    with _changed_by_hand(kernel, tmp_path, {site.address: harmless}) as path:
+        booted = guest.boot(path, tmp_path / "guest", seconds=SECONDS_OF_SILENCE)
+    # It stops before it has a console.
+    assert "Linux version" not in booted.log
+    assert booted.problems[0] == f"guest: no end within {SECONDS_OF_SILENCE} s"

@@ -66,9 +66,10 @@ def test_programs_print_what_they_should(fixture: str, kind: Kind, tools: Toolch
 
 @every_toolchain
 @pytest.mark.parametrize("kind", ["exec", "pie"])
-def test_the_library_runs_in_its_host(kind: Kind, tools: Toolchain, built: Builder) -> None:
-    library = built("library", "shared", tools)
-    assert toolchain.run(built("library/host", kind, tools), library) == toolchain.expected_output("library")
+@pytest.mark.parametrize("fixture", ["library", "exported"])
+def test_libraries_run_in_their_host(fixture: str, kind: Kind, tools: Toolchain, built: Builder) -> None:
+    library = built(fixture, "shared", tools)
+    assert toolchain.run(built("library/host", kind, tools), library) == toolchain.expected_output(fixture)
 
 
 @every_toolchain

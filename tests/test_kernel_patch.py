@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
-from staticcall.cli.main import run
+from tests.support.tool import POLICIES, digest, refused, report, succeed
 from tests.support.vmlinux import Vmlinux
 
 pytestmark = pytest.mark.kernel
-
-DONE, UNSAFE = 0, 4
-POLICIES = ("lutomirski", "rel32", "block8", "torvalds", "kernel")
 
 # Static calls by what their functions return in C, in every kernel of the two series.
 RETURNS_VALUE = "pv_sched_clock"  # u64 native_sched_clock(void)
@@ -25,52 +22,39 @@ FUNCTION = "trace_clock_jiffies"  # u64 trace_clock_jiffies(void)
 FREED_FUNCTION = "start_kernel"
 
 
-class Attempt(NamedTuple):
-    """How a patch ended, and what it said and left."""
-
-    code: int
-    output: str
-    error: str
-    files: tuple[str, ...]
-
-
 class Patcher:
-    """Patches one kernel into an empty folder; with --dry-run or where it is refused the folder stays empty."""
+    """Tries to patch a kernel, and sees that nothing comes of it but words."""
 
-    def __init__(self, kernel: Vmlinux, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        self.kernel = kernel
+    def __init__(self, kernel: Vmlinux, folder: Path) -> None:
+        self._original = kernel.path
         self._folder = folder
-        self._capsys = capsys
-
-    def __call__(self, *arguments: str) -> Attempt:
-        places = ["-o", str(self._folder / "out"), "--edits", str(self._folder / "edits")]
-        target = [] if "--dry-run" in arguments else places
-        before = self.kernel.path.stat()
-        code = run(["patch", str(self.kernel.path), *arguments, *target])
-        after = self.kernel.path.stat()
-        assert (before.st_mtime_ns, before.st_size) == (after.st_mtime_ns, after.st_size)
-        written = self._capsys.readouterr()
-        return Attempt(code, written.out, written.err, tuple(path.name for path in self._folder.iterdir()))
 
     def refuses(self, *arguments: str, reason: str) -> str:
-        """Make sure that a patch is refused with one line and writes nothing; returns the line."""
-        attempt = self(*arguments)
-        assert (attempt.code, attempt.output, attempt.files) == (UNSAFE, "", ()), attempt
-        assert attempt.error.startswith(f"staticcall: {self.kernel.path}: ")
-        assert attempt.error.count("\n") == 1
-        assert f" [{reason}]" in attempt.error
-        return attempt.error
+        """See that a patch is refused and leaves nothing behind; returns the line that says why."""
+        results = {"-o": "out", "--edits": "edits", "--report": "report"}
+        places = (text for option, name in results.items() for text in (option, str(self._folder / name)))
+        with self._nothing_written():
+            line = refused("patch", self._original, *arguments, *places, code=reason)
+        assert line.startswith(f"staticcall: {self._original}: ")
+        return line
 
     def plans(self, *arguments: str) -> str:
-        """Make sure that a patch would be made; returns what it would be."""
-        attempt = self(*arguments, "--dry-run")
-        assert (attempt.code, attempt.error, attempt.files) == (DONE, "", ()), attempt
-        return attempt.output
+        """See that a patch would be made, and return what would be changed."""
+        with self._nothing_written():
+            return succeed("patch", self._original, *arguments, "--dry-run")
+
+    @contextmanager
+    def _nothing_written(self) -> Iterator[None]:
+        before = self._original.stat()
+        yield
+        after = self._original.stat()
+        assert (before.st_mtime_ns, before.st_size) == (after.st_mtime_ns, after.st_size)
+        assert not any(self._folder.iterdir())
 
 
 @pytest.fixture
-def patch(kernel: Vmlinux, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Patcher:
-    return Patcher(kernel, tmp_path, capsys)
+def patch(kernel: Vmlinux, tmp_path: Path) -> Patcher:
+    return Patcher(kernel, tmp_path)
 
 
 def test_a_key_without_a_relocation_is_given_no_pointer(kernel: Vmlinux, patch: Patcher) -> None:
@@ -107,6 +91,7 @@ def test_a_key_that_only_modules_use_is_used_after_the_start(kernel: Vmlinux, pa
     patch.refuses("--set", f"{key}={FREED_FUNCTION}", reason="target-in-init")
 
 
+@pytest.mark.parametrize("kernel", ["612"], indirect=True)
 def test_a_key_that_is_used_at_the_start_only_may_lead_to_what_is_freed(kernel: Vmlinux, patch: Patcher) -> None:
     stays = {call.key for call in kernel.calls if call.stays}
     keys = sorted({call.key for call in kernel.calls} - stays)
@@ -152,7 +137,7 @@ def test_one_refusal_among_several_wishes_is_a_refusal_of_all(patch: Patcher) ->
 
 
 class Bound(NamedTuple):
-    """A kernel with every site bound that some policy allows."""
+    """A kernel with every site bound that a policy allows."""
 
     path: Path
     edits: Path
@@ -160,14 +145,8 @@ class Bound(NamedTuple):
 
 def _bind(original: Path, policy: str, folder: Path) -> Bound:
     bound = Bound(folder / f"bound-{policy}", folder / f"edits-{policy}.json")
-    arguments = ["--policy", policy, "--bind", "--quiet", "-o", str(bound.path), "--edits", str(bound.edits)]
-    assert run(["patch", str(original), *arguments]) == DONE
+    succeed("patch", original, "--policy", policy, "--bind", "-o", bound.path, "--edits", bound.edits)
     return bound
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @pytest.fixture(scope="module")
@@ -178,10 +157,8 @@ def bound(kernel: Vmlinux, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     made.path.unlink()
 
 
-def test_a_patched_kernel_is_recognised(kernel: Vmlinux, bound: Bound, tmp_path: Path) -> None:
-    arguments = ["--policy", "kernel", "--format", "json", "--output", str(tmp_path / "report")]
-    assert run(["report", *arguments, str(bound.path)]) == DONE
-    (image,) = json.loads((tmp_path / "report").read_text())["images"]
+def test_a_patched_kernel_is_recognised(kernel: Vmlinux, bound: Bound) -> None:
+    image = report("--policy", "kernel", bound.path)
     edited = {edit["address"] for edit in json.loads(bound.edits.read_text())["edits"]}
     assert image["findings"] == []
     assert len(edited) > len(kernel.calls) / 2
@@ -195,21 +172,21 @@ def test_a_patched_kernel_is_recognised(kernel: Vmlinux, bound: Bound, tmp_path:
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_binding_a_bound_kernel_changes_nothing(policy: str, bound: Bound, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["patch", str(bound.path), "--policy", policy, "--bind", "--dry-run"]) == DONE
-    assert "  0 edits, 0 bytes\n" in capsys.readouterr().out
+def test_binding_a_bound_kernel_changes_nothing(policy: str, bound: Bound) -> None:
+    assert "  0 edits, 0 bytes\n" in succeed("patch", bound.path, "--policy", policy, "--bind", "--dry-run")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", ["612"], indirect=True)
 def test_binding_in_two_steps_is_binding_in_one_and_can_be_taken_back(
     kernel: Vmlinux, bound: Bound, tmp_path: Path
 ) -> None:
     first = _bind(kernel.path, "lutomirski", tmp_path)
     second = _bind(first.path, "kernel", tmp_path)
-    assert _digest(second.path) == _digest(bound.path)
+    assert digest(second.path) == digest(bound.path)
     for step in (second, first):
-        # In place, and the first step's undo file goes on from where the second one's ends.
-        assert run(["revert", str(second.path), "--edits", str(step.edits), "--in-place", "--quiet"]) == DONE
-    assert _digest(second.path) == _digest(kernel.path)
+        # In place: the first step's undo file goes on from where the second one's ends.
+        succeed("revert", second.path, "--edits", step.edits, "--in-place")
+    assert digest(second.path) == digest(kernel.path)
     first.path.unlink()
     second.path.unlink()

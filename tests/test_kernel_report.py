@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
+from functools import cache
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from staticcall.cli.main import run
-from tests.support.vmlinux import CALL, JMP, RETURN0, RETURN_THUNK, TRAMPOLINE, Call, Key, Vmlinux
+from tests.support import tool
+from tests.support.tool import POLICIES, Json
+from tests.support.vmlinux import (
+    CALL,
+    JMP,
+    RETURN0,
+    RETURN_THUNK,
+    TABLE_START,
+    TABLE_STOP,
+    TRAMPOLINE,
+    Call,
+    Key,
+    Vmlinux,
+)
 
 pytestmark = pytest.mark.kernel
 
-POLICIES = ("lutomirski", "rel32", "block8", "torvalds", "kernel")
 MOST_MEMORY = 120 << 20
 CONDITIONS = ("o", "no", "b", "ae", "e", "ne", "be", "a", "s", "ns", "p", "np", "l", "ge", "le", "g")
 
-Json = dict[str, Any]
 Report = Callable[..., Json]
 
 # Runs a command and says how much memory it took. The process between keeps that of the tests out of it:
@@ -36,20 +45,14 @@ print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)
 
 
 @pytest.fixture(scope="session")
-def report(kernel: Vmlinux, tmp_path_factory: pytest.TempPathFactory) -> Report:
-    """The JSON report of the kernel with some options, each made only once."""
-    done: dict[tuple[str, ...], Json] = {}
-    folder = tmp_path_factory.mktemp("reports")
+def report(kernel: Vmlinux) -> Report:
+    """The report of the kernel with some options, each made only once."""
 
-    def make(*options: str) -> Json:
-        if options not in done:
-            output = folder / f"{len(done)}.json"
-            assert run(["report", "--format", "json", "--output", str(output), *options, str(kernel.path)]) == 0
-            document = json.loads(output.read_text())
-            (done[options],) = document["images"]
-        return done[options]
+    @cache
+    def made(*options: str) -> Json:
+        return tool.report(*options, kernel.path)
 
-    return make
+    return made
 
 
 def _facts(call: Call) -> Json:
@@ -70,21 +73,6 @@ def _facts(call: Call) -> Json:
         "crosses_line": call.crosses(64),
         "sources": ["table"],
     }
-
-
-def _is_direct(kernel: Vmlinux, call: Call, policy: str, line: int = 64) -> bool:
-    """The policies as their authors put them."""
-    is_call = call.code[0] == CALL
-    if policy == "lutomirski":
-        return is_call and not call.crosses(line)
-    if policy == "rel32":
-        return is_call and not call.crosses(line, start=1)
-    if policy == "block8":
-        return is_call and not call.crosses(8, start=1)
-    if policy == "torvalds":
-        return False  # a prefix at a site would be the end of a kernel, so none has any
-    chosen_at_boot = call.tail and kernel.keys[call.key].func == 0 and RETURN_THUNK in kernel.symbols
-    return not chosen_at_boot
 
 
 def test_sites_are_what_an_independent_reading_of_the_table_and_the_code_finds(kernel: Vmlinux, report: Report) -> None:
@@ -121,7 +109,7 @@ def test_keys_lead_where_their_slots_and_trampolines_do(kernel: Vmlinux, report:
 def test_verdicts_are_those_of_the_policy(policy: str, kernel: Vmlinux, report: Report) -> None:
     image = report("--policy", policy)
     verdicts = {site["record"]: site["verdict"] for site in image["sites"]}
-    direct = {call.record for call in kernel.calls if _is_direct(kernel, call, policy)}
+    direct = {call.record for call in kernel.calls if kernel.is_direct(call, policy)}
     assert {record for record, verdict in verdicts.items() if verdict == "direct"} == direct
     assert set(verdicts.values()) <= {"direct", "trampoline"}
     assert image["findings"] == []
@@ -130,13 +118,18 @@ def test_verdicts_are_those_of_the_policy(policy: str, kernel: Vmlinux, report: 
 @pytest.mark.parametrize("policy", ["lutomirski", "rel32"])
 def test_verdicts_follow_the_size_of_the_line(policy: str, kernel: Vmlinux, report: Report) -> None:
     image = report("--policy", policy, "--line", "32")
-    direct = {call.record for call in kernel.calls if _is_direct(kernel, call, policy, 32)}
+    direct = {call.record for call in kernel.calls if kernel.is_direct(call, policy, 32)}
     assert {site["record"] for site in image["sites"] if site["verdict"] == "direct"} == direct
+
+
+@pytest.mark.parametrize("kernel", ["61"], indirect=True)
+def test_a_report_follows_its_schema(kernel: Vmlinux) -> None:
+    tool.validate(tool.report_document("--scan", "--hash", kernel.path), "report")
 
 
 def test_the_summary_counts_the_sites(kernel: Vmlinux, report: Report) -> None:
     image = report()
-    direct = sum(_is_direct(kernel, call, "lutomirski") for call in kernel.calls)
+    direct = sum(kernel.is_direct(call, "lutomirski") for call in kernel.calls)
     facts = [_facts(call) for call in kernel.calls]
     summary = dict(image["summary"])
     reasons = summary.pop("reasons")
@@ -157,6 +150,33 @@ def test_a_search_of_the_code_finds_the_recorded_sites_and_no_others(kernel: Vml
     assert {site["record"] for site in image["sites"]} == {call.record for call in kernel.calls}
     assert {tuple(site["sources"]) for site in image["sites"]} == {("table", "scan")}
     assert image["findings"] == []
+
+
+def test_a_search_of_the_code_finds_every_site_without_the_table(kernel: Vmlinux, report: Report) -> None:
+    nothing = f"{kernel.address(TABLE_START):#x}"
+    image = report("--scan", "--table", f"{nothing}:{nothing}")
+    assert [
+        (site["address"], site["bytes"], site["key"], site["tail"], site["function"], site["sources"], site["reason"])
+        for site in image["sites"]
+    ] == [
+        (site["address"], site["bytes"], site["key"], site["tail"], site["function"], ["scan"], "not-recorded")
+        for site in report()["sites"]
+    ]
+    assert {finding["code"] for finding in image["findings"]} == {"unrecorded-site"}
+
+
+def test_a_kernel_without_symbols_has_the_same_sites(kernel: Vmlinux, report: Report, tmp_path: Path) -> None:
+    stripped = tmp_path / "stripped"
+    subprocess.run(["strip", "--strip-all", "-o", stripped, kernel.path], check=True)
+    table = f"{kernel.address(TABLE_START):#x}:{kernel.address(TABLE_STOP):#x}"
+    sites = tool.report("--table", table, stripped)["sites"]
+    trampolines = {key.name: f"{key.trampoline:#x}" for key in kernel.keys.values()}
+    keys = {key.name: f"{key.address:#x}" for key in kernel.keys.values()}
+    for site, named in zip(sites, report()["sites"], strict=True):
+        same = ("record", "address", "section", "offset", "tail", "form", "bytes", "verdict", "reason")
+        assert [site[name] for name in same] == [named[name] for name in same]
+        assert (site["key"], site["destination"]) == (keys[named["key"]], trampolines[named["trampoline"]])
+    stripped.unlink()
 
 
 # Objdump
@@ -187,6 +207,7 @@ def test_sites_are_all_the_branches_to_trampolines_that_objdump_shows(kernel: Vm
     assert {int(site["address"], 16): _shown(kernel, site) for site in sites} == _disassembled(kernel.path)
 
 
+@pytest.mark.parametrize("kernel", ["61"], indirect=True)
 def test_sampled_sites_are_the_branches_to_trampolines_that_objdump_shows(kernel: Vmlinux, report: Report) -> None:
     sites = {int(site["address"], 16): site for site in report("--scan")["sites"]}
     reach, checked = 0x4000, 0
@@ -229,8 +250,8 @@ def _end(kernel: Vmlinux, key: Key) -> str | None:
     return ends.get(key.trampoline_destination)
 
 
-@pytest.mark.parametrize("form", ["text", "json"])
-def test_a_report_takes_little_memory(form: str, kernel: Vmlinux) -> None:
-    command = [sys.executable, "-m", "staticcall", "report", "--format", form, str(kernel.path)]
+@pytest.mark.parametrize("options", ["--format=text", "--format=json", "--scan"])
+def test_a_report_takes_little_memory(options: str, kernel: Vmlinux) -> None:
+    command = [sys.executable, "-m", "staticcall", "report", options, str(kernel.path)]
     done = subprocess.run([sys.executable, "-c", _MEASURE, *command], capture_output=True, text=True, check=True)
     assert int(done.stdout) <= MOST_MEMORY

@@ -30,6 +30,7 @@ from tests.support.tool import (
     staticcall,
     staticcall_process,
     succeed,
+    validate,
 )
 
 # ---- the schemas ----
@@ -97,6 +98,16 @@ def test_the_schema_of_the_edits_is_exact(built: Builder, tmp_path: Path) -> Non
 def test_schema_prints_the_reports_by_default() -> None:
     assert succeed("schema") == succeed("schema", "report") != succeed("schema", "edits")
     assert staticcall("schema", "nothing").code == 2
+
+
+@pytest.mark.parametrize(
+    "fixture", ["calls", "forms", "generations", "demo", *(f"broken/{name}" for name in ("overlap", "unrecorded"))]
+)
+def test_every_report_is_valid(fixture: str, built: Builder, tmp_path: Path) -> None:
+    programs = [built(fixture, kind) for kind in ("exec", "pie", "static")]
+    subprocess.run(["strip", "-o", tmp_path / "stripped", programs[0]], check=True)
+    for options in ([], ["--hash", "--scan", "--policy", "kernel"], ["--key", "none"]):
+        validate(report_document(*options, *programs, tmp_path / "stripped", sys.executable), "report")
 
 
 # ---- JSON ----

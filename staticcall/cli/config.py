@@ -21,7 +21,7 @@ from staticcall.cli.options import NO_LINE, is_line
 from staticcall.errors import InputError, UsageError
 from staticcall.model.sites import Policy, PolicyName
 from staticcall.pipeline.look import Look
-from staticcall.pipeline.patch import FORCEABLE, Wishes
+from staticcall.pipeline.patch import FORCEABLE, Wishes, read_whole
 
 _TYPES: Mapping[str, type] = {
     "policy": str,
@@ -35,13 +35,13 @@ _TYPES: Mapping[str, type] = {
 
 def read_config(path: Path, look: Look, wishes: Wishes, given: Collection[str]) -> tuple[Look, Wishes]:
     """Complete what the command line asked for by what the file says; `given` are the options it named."""
+    content = read_whole(path)
     try:
-        with path.open("rb") as stream:
-            values = tomllib.load(stream)
-    except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", path=path) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"is no TOML: {error}", path=path) from error
+        values = tomllib.loads(content.decode("utf-8"))
+    except RecursionError as error:
+        raise InputError("is nested too deeply", path=path, advice="see the manual for what it may hold") from error
+    except ValueError as error:  # of TOML, of UTF-8, or of a number with thousands of digits
+        raise InputError(f"is no TOML: {error}", path=path, advice="correct it") from error
     _check(path, values)
     name, line = look.policy
     policy = Policy(
@@ -65,7 +65,7 @@ def _check(path: Path, values: Mapping[str, Any]) -> None:
         if not isinstance(target, str):
             raise UsageError(f"sets {key} to something that is no text", path=path)
     for code in values.get("force", []):
-        if code not in FORCEABLE:
+        if not isinstance(code, str) or code not in FORCEABLE:
             raise UsageError(f"forces the unknown {code}", path=path, advice=f"known are {', '.join(FORCEABLE)}")
     if values.get("policy", PolicyName.KERNEL) not in list(PolicyName):
         raise UsageError(f"names the unknown policy {values['policy']}", path=path)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import TextIO
 
 import click
 
 from staticcall import __version__
-from staticcall.errors import ExitCode, StaticcallError
+from staticcall.errors import ExitCode, StaticcallError, printable
 
 COMMANDS = ("report", "patch", "verify", "revert", "schema")
 
@@ -55,7 +57,8 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command; returns the exit code."""
     try:
         result = cli.main(list(arguments), prog_name="staticcall", standalone_mode=False)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # as it is where the shell closed it
+            sys.stdout.flush()
     except StaticcallError as error:
         complain(str(error))
         return error.exit_code
@@ -69,19 +72,31 @@ def run(arguments: Sequence[str]) -> int:
         complain("interrupted")
         return 130
     except BrokenPipeError:
-        # The reader went away, as `head` does. Nothing more can be said there, not even at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader went away, as `head` does.
+        _silence(sys.stdout)
         return 141
     except OSError as error:
         if error.filename is None:
             complain(f"standard output: {error.strerror}")
+            _silence(sys.stdout)
         else:
             complain(f"{error.filename}: {error.strerror}")
+        return ExitCode.INPUT
+    except MemoryError:
+        complain("not enough memory for this file")
         return ExitCode.INPUT
     return result if isinstance(result, int) else ExitCode.DONE
 
 
 def complain(message: str) -> None:
     """Say one line on standard error."""
-    line = message.replace("\n", " ")
-    click.echo(f"staticcall: {line}", err=True)
+    try:
+        click.echo(f"staticcall: {printable(message)}", err=True)
+    except OSError:
+        _silence(sys.stderr)
+
+
+def _silence(stream: TextIO) -> None:
+    """Nothing more can be said there, not even what is still to be flushed at the exit."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

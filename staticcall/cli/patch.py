@@ -10,7 +10,6 @@ import click
 from staticcall.cli.config import read_config
 from staticcall.cli.options import INPUT_FILE, look_options, quiet_option, verbose_option
 from staticcall.errors import ExitCode, UsageError
-from staticcall.pipeline.batch import Format, join, publish, render_files
 from staticcall.pipeline.look import Look
 from staticcall.pipeline.patch import FORCEABLE, Wishes, describe, output_of, patch_image
 
@@ -65,14 +64,14 @@ def command(
         look, wishes = read_config(config, look, wishes, _given())
     others = (edits, report_path, config)
     target = None if dry_run else output_of(file, output, in_place=in_place, others=others)
-    patched = patch_image(file, look, wishes, output=target, edits=edits)
+    patched = patch_image(file, look, wishes, output=target, edits=edits, report=report_path)
     if not quiet:
         name = click.format_filename(file)
         click.echo(
             f"{name} -> {click.format_filename(target)}" if target else f"{name}: nothing is written (--dry-run)"
         )
         click.echo(describe(patched, verbose=verbose), nl=False)
-    return _report(target, report_path, look) if report_path and target else ExitCode.DONE
+    return ExitCode.DONE
 
 
 def _given() -> set[str]:
@@ -90,11 +89,3 @@ def _pairs(sets: Sequence[str]) -> tuple[tuple[str, str], ...]:
             raise UsageError(f"--set {text} is not KEY=TARGET", advice="TARGET is a function, NULL or RET0")
         pairs.append((key, target))
     return tuple(pairs)
-
-
-def _report(path: Path, report_path: Path, look: Look) -> int:
-    (rendered,) = render_files([path], look._replace(keys=None), Format.JSON)
-    if rendered.error:
-        raise UsageError(rendered.error)
-    publish(report_path, join([rendered.text], Format.JSON, look.policy))
-    return ExitCode.DONE

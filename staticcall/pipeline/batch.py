@@ -64,6 +64,12 @@ def _pieces(report: ImageReport, form: Format, *, verbose: bool) -> Iterator[str
     return pieces if form is Format.JSON else chain((piece.replace("\n", "") for piece in pieces), "\n")
 
 
+def document_of(path: Path, look: Look, name: Path) -> list[str]:
+    """The JSON report of one file under another name, as a whole document in pieces."""
+    with report_image(path, look, name) as report:
+        return list(join(["".join(_pieces(report, Format.JSON, verbose=False))], Format.JSON, look.policy))
+
+
 def join(images: Iterable[str], form: Format, policy: Policy) -> Iterator[str]:
     """Rendered images as one document of their form, in pieces; nothing at all without an image."""
     images = iter(images)

@@ -25,9 +25,12 @@ class Look(NamedTuple):
 
 
 @contextmanager
-def report_image(path: Path, look: Look) -> Iterator[ImageReport]:
-    """Report on one file; renderers may still read from it, so the report is good inside the `with` block."""
-    with open_image(path) as image:
+def report_image(path: Path, look: Look, name: Path | None = None) -> Iterator[ImageReport]:
+    """Report on one file; renderers may still read from it, so the report is good inside the `with` block.
+
+    `name` is what the report calls the file instead of its path.
+    """
+    with open_image(path, name) as image:
         # Every header and table was checked against the file's size; contents are still in the file.
         located = locate(image, table=look.table, scan=look.scan)
         # Every site lies in the file, and every record has exactly one site.

@@ -1,24 +1,25 @@
 """read -> locate -> classify -> plan -> write -> verify, in this order, and only then a file appears."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from staticcall.errors import StaticcallError
+from staticcall.errors import StaticcallError, printable
 from staticcall.locate import locate
 from staticcall.model.change import Plan, Proof
 from staticcall.model.image import Image
+from staticcall.pipeline.batch import document_of
 from staticcall.pipeline.look import Look, judge_for
 from staticcall.plan import FORCEABLE, Wishes, make_plan, require_wish
-from staticcall.read import open_image, sha256_of
+from staticcall.read import open_image, read_whole, sha256_of
 from staticcall.read.btf import functions_returning
 from staticcall.report.json import render_edits
 from staticcall.report.text import render_plan, render_proof
-from staticcall.write import followed, publish_text, refuse_collisions, refuse_input_as_output, stage
+from staticcall.write import followed, refuse_collisions, refuse_input_as_output, stage, stage_text
 
-__all__ = ["FORCEABLE", "Patched", "Wishes", "describe", "output_of", "patch_image"]
+__all__ = ["FORCEABLE", "Patched", "Wishes", "describe", "output_of", "patch_image", "read_whole"]
 
 
 class Patched(NamedTuple):
@@ -28,12 +29,20 @@ class Patched(NamedTuple):
     proof: Proof | None
 
 
-def patch_image(path: Path, look: Look, wishes: Wishes, *, output: Path | None, edits: Path | None = None) -> Patched:
+def patch_image(
+    path: Path,
+    look: Look,
+    wishes: Wishes,
+    *,
+    output: Path | None,
+    edits: Path | None = None,
+    report: Path | None = None,
+) -> Patched:
     """Rewrite one file to `output`, or only plan it where `output` is None.
 
-    `output` may be `path` itself, which is then replaced. Nothing appears under `output` or `edits` unless
-    the proof of the whole file held. Raises `UnsafeError` for what would crash later, `VerificationError`
-    when the proof fails.
+    `output` may be `path` itself, which is then replaced. `edits` gets the undo file and `report` the JSON
+    report of the result. Nothing appears under any of the three names unless the proof of the whole file
+    held. Raises `UnsafeError` for what would crash later, `VerificationError` when the proof fails.
     """
     require_wish(wishes)
     with open_image(path) as image:
@@ -51,10 +60,21 @@ def patch_image(path: Path, look: Look, wishes: Wishes, *, output: Path | None, 
                 proof = prove(path, staged.path, plan.edits, table=table)
             # Another reader and another decoder found the plan, the whole plan and nothing but the plan.
             image.source.check_unchanged()
-            if edits is not None:
-                # The undo file first: never a patched file without the way back.
-                publish_text(edits, render_edits(plan, sha256_of(path), sha256_of(staged.path)))
-            staged.publish()
+            with ExitStack() as texts:
+                ready = []
+                if edits is not None:
+                    undo = render_edits(plan, sha256_of(path), sha256_of(staged.path))
+                    ready.append(texts.enter_context(stage_text(edits, undo)))
+                if report is not None:
+                    with _named_instead_of(output, path):
+                        document = document_of(staged.path, look._replace(keys=None), name=output)
+                    ready.append(texts.enter_context(stage_text(report, document)))
+                staged.flush()
+                # All is on the disk and only lacks its name. The undo file comes first: never a patched file
+                # without the way back.
+                for publish in ready:
+                    publish()
+                staged.publish()
     return Patched(plan, proof)
 
 
@@ -67,9 +87,8 @@ def _plan(image: Image, look: Look, wishes: Wishes) -> tuple[Plan, tuple[int, in
 
 def describe(patched: Patched, *, verbose: bool = False) -> str:
     """What was done, in lines for a person."""
-    return "".join(
-        [*render_plan(patched.plan, verbose=verbose), *(render_proof(patched.proof) if patched.proof else ())]
-    )
+    lines = [*render_plan(patched.plan, verbose=verbose), *(render_proof(patched.proof) if patched.proof else ())]
+    return "".join(printable(line.rstrip("\n")) + "\n" for line in lines)
 
 
 @contextmanager

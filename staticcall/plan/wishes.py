@@ -63,6 +63,12 @@ def _resolve_target(image: Image, located: Located, wanted: str) -> Target:
             )
         return Target(TargetKind.RET0, static_call.RETURN0, return0)
     symbol = _resolve_function(image, wanted)
+    if symbol.address in located.trampolines:
+        raise UnsafeError(
+            f"{wanted} is a trampoline, which leads on to what its own key says",
+            code="target-is-trampoline",
+            advice="name the function itself",
+        )
     kind = TargetKind.RET0 if symbol.address == return0 else TargetKind.FUNCTION
     return Target(kind, symbol.name, symbol.address)
 

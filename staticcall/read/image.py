@@ -19,14 +19,15 @@ _MAX_NOTES = 1 << 16
 
 
 @contextmanager
-def open_image(path: Path) -> Iterator[Image]:
+def open_image(path: Path, name: Path | None = None) -> Iterator[Image]:
     """Open a linked ELF64 x86-64 file; it stays open for reading inside the `with` block.
 
+    `name` is what it is called instead of its path, in reports as well as in errors.
     Raises `InputError` when it cannot be read, `MalformedError` when it breaks the format, and
     `UnsupportedError` when it is no linked x86-64 file.
     """
-    with about(path), FileSource(path) as source:
-        yield _read_image(path, source)
+    with about(name or path), FileSource(path) as source:
+        yield _read_image(name or path, source)
         source.check_unchanged()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from staticcall.abi import elf64
+from staticcall.errors import printable
 from staticcall.model.change import Plan, Proof
 from staticcall.model.reasons import REASONS
 from staticcall.model.report import ImageReport
@@ -23,7 +24,7 @@ _FEW_FINDINGS = 20
 def render_text(report: ImageReport, *, verbose: bool = False) -> Iterator[str]:
     """The report of one image."""
     for line in _image(report, verbose=verbose):
-        yield line.rstrip() + "\n"
+        yield printable(line.rstrip()) + "\n"
 
 
 def _image(report: ImageReport, *, verbose: bool) -> Iterator[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from array import array
 from collections.abc import Collection, Container, Iterator, Sequence
+from itertools import compress
 from struct import Struct
 from typing import NamedTuple
 
@@ -56,7 +57,7 @@ class _Symbols(NamedTuple):
     """The raw table, its column of name offsets, and the strings."""
 
     table: bytes
-    names: list[int]
+    names: array[int]
     strings: bytes
 
     def search(self, patterns: Sequence[bytes]) -> list[_Group]:
@@ -83,7 +84,8 @@ class _Symbols(NamedTuple):
 
     def _defined(self, places: Container[int]) -> Iterator[tuple[int, int]]:
         """Name offset and address of the defined symbols that have their name at one of these offsets."""
-        for i in [i for i, name in enumerate(self.names) if name in places]:
+        # compress() and map() keep the walk over the column in C.
+        for i in compress(range(len(self.names)), map(places.__contains__, self.names)):
             name, info, index, value = _SYMBOL.unpack_from(self.table, i * _SYMBOL.size)
             if index != _UNDEFINED and info & _TYPE_MASK not in _OTHER_TYPES:
                 yield name, value
@@ -112,7 +114,7 @@ def _symbol_section(layout: Layout) -> Section | None:
 def _read(source: Source, layout: Layout) -> _Symbols:
     section = _symbol_section(layout)
     if section is None:
-        return _Symbols(b"", [], b"")
+        return _Symbols(b"", array("I"), b"")
     if section.body.size % _SYMBOL.size or section.link >= len(layout.sections):
         raise MalformedError("a broken symbol table", path=source.path, offset=section.body.offset)
     strings = source.read(*layout.sections[section.link].body)
@@ -121,7 +123,7 @@ def _read(source: Source, layout: Layout) -> _Symbols:
     words = array("I", table)
     if sys.byteorder == "big":
         words.byteswap()
-    return _Symbols(table, words[:: _SYMBOL.size // words.itemsize].tolist(), strings)
+    return _Symbols(table, words[:: _SYMBOL.size // words.itemsize], strings)
 
 
 def read_names(source: Source, layout: Layout) -> Names:

@@ -52,7 +52,7 @@ class Slot(NamedTuple):
 
 
 class Trampoline(NamedTuple):
-    """A trampoline: its linked address, its file offset and its eight bytes in both files."""
+    """A trampoline: its linked address, its file offset and its eight bytes, or what there is, in both files."""
 
     address: int
     offset: int
@@ -218,9 +218,10 @@ def _signed(layout: Layout, source: Source, address: int) -> bool:
 def _trampolines(original: Source, patched: Source, layout: Layout, homes: dict[int, int]) -> dict[int, Trampoline]:
     placed = []
     for key, address in homes.items():
-        offset = layout.offset_of(address, abi.TRAMPOLINE_SIZE)
-        if offset is not None and layout.is_code(address, abi.TRAMPOLINE_SIZE):
-            placed.append((Span(offset, abi.TRAMPOLINE_SIZE), key))
+        # Those of 2018 have no signature, and the last one nothing at all behind its five bytes.
+        offset = layout.offset_of(address, abi.SIGNATURE_OFFSET)
+        if offset is not None and layout.is_code(address, abi.SIGNATURE_OFFSET):
+            placed.append((Span(offset, layout.room_at(address, abi.TRAMPOLINE_SIZE)), key))
     placed.sort()
     spans = [span for span, _ in placed]
     befores, afters = original.snippets(spans), patched.snippets(spans)

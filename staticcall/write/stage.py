@@ -10,9 +10,9 @@ import contextlib
 import os
 import secrets
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from itertools import combinations
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from staticcall.errors import InputError, OutputError, UsageError
 from staticcall.model.change import Edit
 
 _CHUNK = 1 << 26
+_NEIGHBOURHOOD = 1 << 16
 _SET_ID = stat.S_ISUID | stat.S_ISGID
 
 
@@ -46,11 +47,16 @@ class Staging:
             _give_rights(self._source, self._descriptor, replaced=_same(self._source, self._target))
         self._flushed = self._background.submit(os.fsync, self._descriptor)
 
-    def publish(self) -> None:
-        """Wait until the file is on the disk, then give it its name in one step."""
+    def flush(self) -> None:
+        """Wait until the file is on the disk; a full one may only show now."""
         assert self._flushed is not None, "a file without its edits is not published"
         with _failing_as_output(self._target):
             self._flushed.result()
+
+    def publish(self) -> None:
+        """Wait until the file is on the disk, then give it its name in one step."""
+        self.flush()
+        with _failing_as_output(self._target):
             self.path.replace(self._target)
             _flush_directory(self._target.parent)
 
@@ -79,23 +85,54 @@ def stage(source: Path, target: Path) -> Iterator[Staging]:
 
 def publish_text(target: Path, text: Iterable[str]) -> None:
     """Write a text file atomically, or into a pipe or device as it comes; raises `OutputError`."""
+    with stage_text(target, text) as publish:
+        publish()
+
+
+def stage_text(target: Path, text: Iterable[str]) -> AbstractContextManager[Callable[[], None]]:
+    """Have a text ready under a temporary name, or in memory for a pipe or device; gives what publishes it.
+
+    Raises `OutputError`.
+    """
     with _failing_as_output(target):
-        if _special(target):
-            with target.open("w", encoding="utf-8") as stream:
-                stream.writelines(text)
-            return
+        return _text_in_memory(target, text) if _special(target) else _text_beside(target, text)
+
+
+@contextmanager
+def _text_in_memory(target: Path, text: Iterable[str]) -> Iterator[Callable[[], None]]:
+    pieces = list(text)
+
+    def publish() -> None:
+        with _failing_as_output(target):
+            # A pipe that nobody reads would keep open() waiting.
+            descriptor = os.open(target, os.O_WRONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            os.set_blocking(descriptor, True)
+            with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+                stream.writelines(pieces)
+
+    yield publish
+
+
+@contextmanager
+def _text_beside(target: Path, text: Iterable[str]) -> Iterator[Callable[[], None]]:
+    with _failing_as_output(target):
         target = followed(target)
         descriptor, path = _open_beside(target)
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-                os.fchmod(stream.fileno(), 0o666 & ~_umask())
-                stream.writelines(text)
-                stream.flush()
-                os.fsync(stream.fileno())
-            path.replace(target)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                path.unlink()
+    try:
+        with _failing_as_output(target), os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+            os.fchmod(stream.fileno(), 0o666 & ~_umask())
+            stream.writelines(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+
+        def publish() -> None:
+            with _failing_as_output(target):
+                path.replace(target)
+
+        yield publish
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()
 
 
 def refuse_input_as_output(source: Path, target: Path) -> None:
@@ -118,7 +155,11 @@ def followed(path: Path) -> Path:
 
 def _special(path: Path) -> bool:
     """Whether there is a pipe or a device of this name, which a rename would replace."""
-    return path.exists() and not path.is_file() and not path.is_dir()
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
 
 
 def _same(one: Path, other: Path) -> bool:
@@ -142,7 +183,9 @@ def _failing_as_output(target: Path) -> Iterator[None]:
 def _open_beside(target: Path) -> tuple[int, Path]:
     if target.is_dir():
         raise OutputError("cannot be written: is a directory", path=target, advice="name a file")
-    path = target.with_name(f".{target.name[:200]}.{secrets.token_hex(6)}.staticcall")
+    # The system counts the bytes of a name, not its letters.
+    name = os.fsdecode(os.fsencode(target.name)[:200])
+    path = target.with_name(f".{name}.{secrets.token_hex(6)}.staticcall")
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), path
 
 
@@ -152,15 +195,35 @@ def _copy_file(source: Path, descriptor: int) -> None:
 
 
 def _write_edits(source: Path, descriptor: int, edits: Iterable[Edit]) -> None:
-    for edit in edits:
-        if os.pread(descriptor, len(edit.old), edit.file_offset) != edit.old:
-            raise InputError(
-                "does not hold the bytes that the plan starts from",
-                path=source,
-                offset=edit.file_offset,
-                advice="it was changed meanwhile; run again",
-            )
-        _write_all(descriptor, edit.new, edit.file_offset)
+    size = os.fstat(descriptor).st_size
+    for neighbours in _neighbourhoods(edits):
+        start, last = neighbours[0].file_offset, neighbours[-1]
+        end = last.file_offset + len(last.old)
+        # An offset far beyond the end is an error to the system, not merely nothing to read.
+        block = bytearray(os.pread(descriptor, end - start, start) if end <= size else b"")
+        for edit in neighbours:
+            place = slice(edit.file_offset - start, edit.file_offset - start + len(edit.old))
+            if block[place] != edit.old:
+                raise InputError(
+                    "does not hold the bytes that the plan starts from",
+                    path=source,
+                    offset=edit.file_offset,
+                    advice="it was changed meanwhile; run again",
+                )
+            block[place] = edit.new
+        _write_all(descriptor, block, start)
+
+
+def _neighbourhoods(edits: Iterable[Edit]) -> Iterator[list[Edit]]:
+    """Group edits that one read and one write can serve."""
+    group: list[Edit] = []
+    for edit in sorted(edits, key=lambda edit: edit.file_offset):
+        if group and edit.file_offset + len(edit.old) - group[0].file_offset > _NEIGHBOURHOOD:
+            yield group
+            group = []
+        group.append(edit)
+    if group:
+        yield group
 
 
 def _give_rights(source: Path, descriptor: int, *, replaced: bool) -> None:
@@ -177,7 +240,7 @@ def _give_rights(source: Path, descriptor: int, *, replaced: bool) -> None:
     os.fchmod(descriptor, stat.S_IMODE(wanted.st_mode) & ~(0 if kept else _SET_ID))
 
 
-def _write_all(descriptor: int, data: bytes, offset: int) -> None:
+def _write_all(descriptor: int, data: bytes | bytearray, offset: int) -> None:
     view = memoryview(data)
     while view:
         written = os.pwrite(descriptor, view, offset)
@@ -205,11 +268,13 @@ def _copy(source: int, target: int, size: int) -> None:
 
 
 def _flush_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    """Make a new name last. The file has it already, so a directory that cannot be read is no failure."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _umask() -> int:

@@ -7,8 +7,9 @@
     elf.tag(DT_RELASZ)["value"] = 1 << 62
     path.write_bytes(elf.data)
 
-Fields have the names of the System V gABI without their prefixes, but for those in `e_ident`. A field is found anew in the bytes at every
-access, so an edit may well make the next one impossible: do the outermost last.
+Fields have the names of the System V gABI without their prefixes, but for those in `e_ident`. A field is
+found anew in the bytes at every access, so an edit may well make the next one impossible: do the outermost
+last.
 """
 
 from __future__ import annotations
@@ -106,6 +107,11 @@ def tags(values: Mapping[int, int]) -> Edit:
     return edit
 
 
+def without_sections(elf: Elf) -> None:
+    """An edit that leaves no section headers, as some packers do."""
+    elf.header.update({"shoff": 0, "shnum": 0, "shstrndx": 0})
+
+
 def both(*edits: Edit) -> Edit:
     """Several edits, one after the other."""
 
@@ -162,11 +168,15 @@ class Elf:
                 return entry
         raise KeyError(wanted)
 
+    def symbols(self) -> Iterator[Fields]:
+        """The entries of `.symtab`."""
+        offset, size = self.span(".symtab")
+        return (Fields(self.data, at, _SYMBOL) for at in range(offset, offset + size, SYMBOL_SIZE))
+
     def symbol(self, name: str) -> Fields:
         """The entry of `.symtab` with a name."""
-        table, strings = self.section(".symtab"), self.section(".strtab")["offset"]
-        for at in range(table["offset"], table["offset"] + table["size"], SYMBOL_SIZE):
-            entry = Fields(self.data, at, _SYMBOL)
+        strings = self.section(".strtab")["offset"]
+        for entry in self.symbols():
             start = strings + entry["name"]
             if self.data[start : self.data.index(0, start)] == name.encode():
                 return entry

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -10,7 +11,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Final, NamedTuple
 
-from tests.support.tool import Outcome, digest, staticcall
+from tests.support.elf_edit import Edit, Elf
+from tests.support.programs import Builder
+from tests.support.tool import Outcome, digest, patch, staticcall
 
 INPUT, USAGE, UNSAFE, UNVERIFIED = 3, 2, 4, 5
 
@@ -19,24 +22,35 @@ Runner = Callable[..., Outcome]
 
 
 class Room(NamedTuple):
-    """A folder with one file that is fine, one that is not, and the undo file of a third."""
+    """A folder with one file that is fine, one that is not, and the undo file of a third.
+
+    `relr` is the fine one with packed relocations, elsewhere.
+    """
 
     folder: Path
     good: Path
     bad: Path
     edits: Path
+    relr: Path
 
     @property
     def out(self) -> Path:
         """Where a result would appear."""
         return self.folder / "out"
 
+    def spoil(self, edit: Edit, *, relr: bool = False) -> None:
+        """Make the bad file of the good one."""
+        elf = Elf((self.relr if relr else self.good).read_bytes())
+        edit(elf)
+        self.bad.write_bytes(elf.data)
 
-def make_room(folder: Path, good: Path, edits: Path) -> Room:
-    """Copy what the commands need into an empty folder; the bad file is for the test to write."""
-    room = Room(folder, folder / "good", folder / "bad", folder / "edits.json")
-    room.good.write_bytes(good.read_bytes())
-    room.edits.write_bytes(edits.read_bytes())
+
+def make_room(folder: Path, built: Builder) -> Room:
+    """Put what the commands need into an empty folder; the bad file is for the test to write."""
+    room = Room(folder, folder / "good", folder / "bad", folder / "edits.json", built("calls", "pie", relr=True))
+    shutil.copy(built("calls", "pie"), room.good)
+    patch(room.good, room.out, "--bind").edits_file.rename(room.edits)
+    room.out.unlink()
     return room
 
 
@@ -135,7 +149,7 @@ def survived(command: str, room: Room) -> Outcome:
 def at_most(seconds: float) -> Iterator[None]:
     """Raise `TimeoutError` inside of the block when it takes longer, as one that waits for a pipe would."""
 
-    def ring(number: int, frame: FrameType | None) -> None:
+    def ring(_number: int, _frame: FrameType | None) -> None:
         raise TimeoutError(f"still busy after {seconds} s")
 
     previous = signal.signal(signal.SIGALRM, ring)

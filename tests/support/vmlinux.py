@@ -19,6 +19,7 @@ from elftools.elf.elffile import ELFFile
 
 KEY, TRAMPOLINE = "__SCK__", "__SCT__"
 RETURN0, RETURN_THUNK, PLAIN_RETURN = "__static_call_return0", "__x86_return_thunk", "__static_call_return"
+TABLE_START, TABLE_STOP = "__start_static_call_sites", "__stop_static_call_sites"
 CALL, JMP, JCC = 0xE8, 0xE9, 0x0F
 NOP = bytes.fromhex("0f1f440000")
 XOR = bytes.fromhex("2e2e2e31c0")
@@ -100,6 +101,20 @@ class Vmlinux(NamedTuple):
 
     def section(self, address: int) -> Section:
         return _section(self.sections, address)
+
+    def is_direct(self, call: Call, policy: str, line: int = LINE) -> bool:
+        """Whether a site is patched directly, by the policies as their authors put them."""
+        is_call = call.code[0] == CALL
+        if policy == "lutomirski":
+            return is_call and not call.crosses(line)
+        if policy == "rel32":
+            return is_call and not call.crosses(line, start=1)
+        if policy == "block8":
+            return is_call and not call.crosses(8, start=1)
+        if policy == "torvalds":
+            return False  # no kernel has a prefix at a site: it would not start
+        chosen_at_boot = call.tail and self.keys[call.key].func == 0 and RETURN_THUNK in self.symbols
+        return not chosen_at_boot
 
     def trampoline_of(self, key: Key) -> Call:
         """A trampoline as what it is: a tail jump to where the key leads."""
@@ -199,7 +214,7 @@ def _read_keys(memory: _Memory, symbols: Mapping[str, tuple[int, ...]]) -> dict[
 
 
 def _read_calls(memory: _Memory, symbols: Mapping[str, tuple[int, ...]], names: Mapping[int, str]) -> list[Call]:
-    (start,), (stop,) = symbols["__start_static_call_sites"], symbols["__stop_static_call_sites"]
+    (start,), (stop,) = symbols[TABLE_START], symbols[TABLE_STOP]
     calls = []
     for number, (site, key) in enumerate(struct.iter_unpack("<ii", memory.read(start, stop - start))):
         place = start + 8 * number
