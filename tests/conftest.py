@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import NoReturn
 
@@ -61,3 +62,11 @@ def room(built: Builder, tmp_path: Path) -> Room:
     folder = tmp_path / "room"
     folder.mkdir()
     return make_room(folder, built)
+
+
+@pytest.fixture
+def program(built: Builder, tmp_path: Path) -> Path:
+    """The fixture `calls` as a test's own file, which it may change, alone in a folder."""
+    folder = tmp_path / "home"
+    folder.mkdir()
+    return Path(shutil.copy(built("calls", "pie"), folder / "program"))

@@ -5,7 +5,10 @@ Whatever is asked of them, the answer is one clear line and the right exit code,
 
 from __future__ import annotations
 
+import json
+import multiprocessing
 import os
+import signal
 from collections.abc import Iterable
 
 import pytest
@@ -35,7 +38,8 @@ from tests.support.elf_edit import (
     tags,
     without_sections,
 )
-from tests.support.refusals import COMMANDS, READERS, Room, refused_by, survived
+from tests.support.refusals import COMMANDS, INPUT, READERS, Room, one_line, refused_by, survived
+from tests.support.tool import staticcall
 
 LAST = (1 << 64) - 1
 TABLE = "static_call_sites"
@@ -193,3 +197,23 @@ def test_packed_relocations_that_cannot_be_are_refused(case: str, room: Room) ->
     room.spoil(REFUSED_RELR[case], relr=True)
     for command in COMMANDS:
         refused_by(command, room)
+
+
+# ---- many files ----
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_a_bad_file_takes_no_good_one_along(jobs: str, room: Room) -> None:
+    room.bad.write_bytes(b"\x7fELF")
+    outcome = staticcall("report", "--format", "jsonl", "-j", jobs, room.good, room.bad, room.good)
+    assert outcome.code == INPUT
+    assert f"{room.bad}: " in one_line(outcome)
+    assert [json.loads(line)["path"] for line in outcome.out.splitlines()] == [str(room.good)] * 2
+
+
+@pytest.mark.skipif(multiprocessing.get_start_method() != "fork", reason="only a fork knows of the change")
+def test_a_helper_that_is_killed_is_told(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("staticcall.pipeline.batch.report_image", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    outcome = staticcall("report", "-j", "2", room.good, room.good)
+    assert (outcome.code, outcome.out) == (INPUT, "")
+    assert "-j" in one_line(outcome)

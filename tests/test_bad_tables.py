@@ -5,6 +5,7 @@ The headers are those of a sound file; what they lead to is not.
 
 from __future__ import annotations
 
+import os
 import struct
 import tracemalloc
 
@@ -25,7 +26,20 @@ from tests.support.elf_edit import (
     tags,
     without_sections,
 )
-from tests.support.refusals import COMMANDS, INPUT, READERS, USAGE, Room, refusal, refused_by, survived
+from tests.support.refusals import (
+    COMMANDS,
+    INPUT,
+    READERS,
+    UNSAFE,
+    USAGE,
+    Arguments,
+    Room,
+    at_most,
+    contents,
+    refusal,
+    refused_by,
+    survived,
+)
 from tests.support.tool import report, staticcall, staticcall_process
 
 LAST = (1 << 64) - 1
@@ -211,6 +225,41 @@ def test_relocations_that_unpack_to_a_thousand_times_their_size_take_no_memory(r
         assert tracemalloc.get_traced_memory()[1] < 64 * bitmaps
     finally:
         tracemalloc.stop()
+
+
+HOLES: dict[str, Edit] = {
+    "symbols": section(".symtab", size=24 << 30),
+    "strings": section(".strtab", size=1 << 35),
+    "names": section(".shstrtab", size=1 << 35),
+    "dynamic": segment(PT_DYNAMIC, filesz=1 << 35, memsz=1 << 35),
+    "code": section(".text", size=1 << 35),
+    "segment": segment(PT_LOAD, filesz=1 << 35, memsz=1 << 35),
+    "nothing": section(TABLE),
+}
+
+
+@pytest.mark.parametrize("case", HOLES)
+def test_a_file_of_holes_takes_neither_time_nor_memory(case: str, room: Room) -> None:
+    room.spoil(HOLES[case])
+    os.truncate(room.bad, 1 << 36)
+    for command in ("report", "report-json", "report-scan", "dry-run", "set-unknown"):
+        staticcall(*_unfinished(command, room._replace(bad=room.good)))  # whatever is imported has been
+        tracemalloc.start()
+        try:
+            with at_most(5):
+                outcome = staticcall(*_unfinished(command, room))
+            assert tracemalloc.get_traced_memory()[1] < 1 << 27
+        finally:
+            tracemalloc.stop()
+        assert outcome.code in (0, 1, INPUT, UNSAFE), outcome
+    assert contents(room.folder).keys() == {"good", "bad", "edits.json"}
+
+
+def _unfinished(command: str, room: Room) -> Arguments:
+    """What writes no copy, or begins one and thinks better of it."""
+    if command == "set-unknown":
+        return ("patch", room.bad, "--set", "no_such_key=NULL", "-o", room.out)
+    return READERS[command](room)
 
 
 def test_a_process_of_its_own_says_the_same(room: Room) -> None:

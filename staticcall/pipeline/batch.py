@@ -7,7 +7,7 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from staticcall.errors import StaticcallError
+from staticcall.errors import InputError, StaticcallError
 from staticcall.model.report import ImageReport
 from staticcall.model.sites import Policy, Severity
 from staticcall.pipeline.look import Look, report_image
@@ -40,10 +40,13 @@ def render_files(
     if jobs == 1 or len(paths) == 1:
         yield from map(render, paths)
         return
-    from concurrent.futures import ProcessPoolExecutor  # noqa: PLC0415 - 20 ms that one file does not need
+    from concurrent.futures import BrokenExecutor, ProcessPoolExecutor  # noqa: PLC0415 - 20 ms that one file does not need
 
-    with ProcessPoolExecutor(min(jobs, len(paths))) as pool:
-        yield from pool.map(render, paths, chunksize=1)
+    try:
+        with ProcessPoolExecutor(min(jobs, len(paths))) as pool:
+            yield from pool.map(render, paths, chunksize=1)
+    except BrokenExecutor as error:
+        raise InputError("a process of -j was killed, perhaps for its memory", advice="give a smaller -j") from error
 
 
 def _render_file(path: Path, *, look: Look, form: Format, verbose: bool) -> Rendered:

@@ -11,6 +11,7 @@ from typing import Final
 
 from staticcall.errors import MalformedError
 from staticcall.model.image import Image
+from staticcall.read.strings import Strings
 
 _HEADER: Final = Struct("<HBBIIIII")
 _TYPE: Final = Struct("<III")
@@ -20,6 +21,7 @@ _FUNC, _FUNC_PROTO = 12, 13
 _FIXED: Final = {1: 4, 3: 12, 14: 4, 17: 4}
 _PER_MEMBER: Final = {4: 12, 5: 12, 6: 8, 13: 8, 15: 12, 19: 12}
 _KINDS: Final = 20
+_DAMAGED: Final = "build the image again, or choose a target that needs no type data"
 
 
 def functions_returning(image: Image) -> dict[str, bool]:
@@ -29,17 +31,14 @@ def functions_returning(image: Image) -> dict[str, bool]:
         return {}
     data = image.source.read(section.offset, section.size)
     if len(data) < _HEADER.size:
-        raise MalformedError("the BTF data ends in its header", offset=section.offset)
+        raise MalformedError("the BTF data ends in its header", offset=section.offset, advice=_DAMAGED)
     magic, _, _, header, types_at, types_size, strings_at, strings_size = _HEADER.unpack_from(data)
     if magic != _MAGIC or header + max(types_at + types_size, strings_at + strings_size) > len(data):
-        raise MalformedError("the BTF header is damaged", offset=section.offset)
-    strings = data[header + strings_at : header + strings_at + strings_size]
+        raise MalformedError("the BTF header is damaged", offset=section.offset, advice=_DAMAGED)
+    strings_at += header
+    strings = Strings(data[strings_at : strings_at + strings_size], section.offset + strings_at, "a BTF name")
     functions, results = _walk(data[header + types_at : header + types_at + types_size], section.offset)
-    return {
-        strings[name : strings.find(b"\0", name)].decode("ascii", "replace"): results[prototype] != 0
-        for name, prototype in functions
-        if prototype in results
-    }
+    return {strings.at(name): results[prototype] != 0 for name, prototype in functions if prototype in results}
 
 
 def _walk(types: bytes, where: int) -> tuple[list[tuple[int, int]], dict[int, int]]:
@@ -51,7 +50,7 @@ def _walk(types: bytes, where: int) -> tuple[list[tuple[int, int]], dict[int, in
         name, info, reference = _TYPE.unpack_from(types, position)
         kind, members = info >> 24 & 0x1F, info & 0xFFFF
         if not 0 < kind < _KINDS:
-            raise MalformedError(f"BTF type {number} has the unknown kind {kind}", offset=where)
+            raise MalformedError(f"BTF type {number} has the unknown kind {kind}", offset=where, advice=_DAMAGED)
         if kind == _FUNC:
             functions.append((name, reference))
         elif kind == _FUNC_PROTO:

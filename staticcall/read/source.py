@@ -15,6 +15,8 @@ from typing import Self
 from staticcall.errors import InputError, MalformedError, about
 
 _CHUNK = 1 << 20
+# A file can have holes, and so be larger than any memory without taking room on the disk.
+_MOST_AT_ONCE = 1 << 31
 
 
 class FileSource:
@@ -49,6 +51,12 @@ class FileSource:
 
     def read(self, offset: int, size: int) -> bytes:
         """Return exactly `size` bytes from `offset` on."""
+        if size > _MOST_AT_ONCE:
+            raise MalformedError(
+                f"{size} bytes are wanted at once, more than any image has of anything",
+                offset=offset,
+                advice="its headers are wrong",
+            )
         if offset < 0 or size < 0 or offset + size > self._size:
             raise MalformedError(
                 f"{size} bytes are expected where the file has {max(self._size - offset, 0)}",

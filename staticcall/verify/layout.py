@@ -26,6 +26,8 @@ _IDENT = b"\x7fELF\x02\x01"
 _PN_XNUM = 0xFFFF
 # More headers than a 16-bit count can say are possible in objects; in a linked image they are an attack.
 _MOST_HEADERS = 0xFFFF
+# Names may share their ends, so a small table has room for more of them than a memory.
+_MOST_NAMES = 1 << 24
 
 
 class Extent(NamedTuple):
@@ -230,7 +232,8 @@ def _name_sections(source: Source, header: Any, shdrs: list[Any]) -> tuple[Secti
         if index >= len(shdrs) or shdrs[index]["sh_type"] != "SHT_STRTAB":
             raise MalformedError(f"section {index} for the names is no string table", path=source.path, offset=62)
         names = source.read(shdrs[index]["sh_offset"], shdrs[index]["sh_size"]) or names
-        if any(names.find(b"\0", s["sh_name"]) < 0 for s in shdrs):
+        sizes = [names.find(b"\0", s["sh_name"]) - s["sh_name"] for s in shdrs]
+        if min(sizes) < 0 or sum(sizes) > _MOST_NAMES:
             raise MalformedError("a section's name runs past the string table", path=source.path, offset=62)
     return tuple(
         Section(

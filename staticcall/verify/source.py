@@ -14,6 +14,8 @@ from staticcall.errors import InputError, MalformedError
 # Places of interest stand close together (keys, trampolines) or a few hundred bytes apart (sites), so one
 # read serves hundreds of them.
 _WINDOW = 1 << 18
+# Files may have holes: a size that fits in the file may still be none that fits in memory.
+_MOST_AT_ONCE = 1 << 31
 
 
 class Span(NamedTuple):
@@ -37,6 +39,8 @@ class Source(NamedTuple):
 
     def read(self, offset: int, size: int) -> bytes:
         """Return exactly `size` bytes from `offset`; raises `MalformedError` where the file has fewer."""
+        if size > _MOST_AT_ONCE:
+            raise MalformedError(f"{size} bytes wanted at once", path=self.path, offset=offset)
         if offset < 0 or size < 0 or offset + size > self.size:
             raise MalformedError(f"the file ends before the {size} bytes wanted", path=self.path, offset=offset)
         buffer = bytearray(size)

@@ -15,6 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from itertools import combinations
 from pathlib import Path
+from threading import Event
 
 from staticcall.errors import InputError, OutputError, UsageError
 from staticcall.model.change import Edit
@@ -29,11 +30,12 @@ class Staging:
 
     def __init__(self, source: Path, target: Path, path: Path, descriptor: int, background: ThreadPoolExecutor) -> None:
         self.path = path
+        self.abandoned = Event()
         self._source = source
         self._target = target
         self._descriptor = descriptor
         self._background = background
-        self._copied = background.submit(_copy_file, source, descriptor)
+        self._copied = background.submit(_copy_file, source, descriptor, self.abandoned)
         self._flushed: Future[None] | None = None
 
     def apply(self, edits: Iterable[Edit]) -> None:
@@ -76,7 +78,12 @@ def stage(source: Path, target: Path) -> Iterator[Staging]:
     try:
         # Leaving the executor waits for the copy and the flush, so the descriptor outlives both.
         with ThreadPoolExecutor(1) as background:
-            yield Staging(source, target, path, descriptor, background)
+            staging = Staging(source, target, path, descriptor, background)
+            try:
+                yield staging
+            finally:
+                # Where something is wrong with the file, nobody waits for the rest of the copy.
+                staging.abandoned.set()
     finally:
         os.close(descriptor)
         with contextlib.suppress(FileNotFoundError):
@@ -189,9 +196,9 @@ def _open_beside(target: Path) -> tuple[int, Path]:
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), path
 
 
-def _copy_file(source: Path, descriptor: int) -> None:
+def _copy_file(source: Path, descriptor: int, abandoned: Event) -> None:
     with source.open("rb") as original:
-        _copy(original.fileno(), descriptor, os.fstat(original.fileno()).st_size)
+        _copy(original.fileno(), descriptor, os.fstat(original.fileno()).st_size, abandoned)
 
 
 def _write_edits(source: Path, descriptor: int, edits: Iterable[Edit]) -> None:
@@ -247,11 +254,11 @@ def _write_all(descriptor: int, data: bytes | bytearray, offset: int) -> None:
         view, offset = view[written:], offset + written
 
 
-def _copy(source: int, target: int, size: int) -> None:
-    """Copy `size` bytes from the start of one file to that of another."""
+def _copy(source: int, target: int, size: int, abandoned: Event) -> None:
+    """Copy `size` bytes from the start of one file to that of another, unless that is abandoned."""
     done = 0
     try:
-        while done < size:
+        while done < size and not abandoned.is_set():
             copied = os.copy_file_range(source, target, min(_CHUNK, size - done), done, done)
             if not copied:
                 break
@@ -259,7 +266,7 @@ def _copy(source: int, target: int, size: int) -> None:
     except OSError:
         # Not between these two file systems, or not at all in this kernel; a full disk shows up again below.
         pass
-    while done < size:
+    while done < size and not abandoned.is_set():
         data = os.pread(source, min(1 << 20, size - done), done)
         if not data:
             break

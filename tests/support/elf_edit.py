@@ -148,6 +148,13 @@ class Elf:
                 return section
         raise KeyError(wanted)
 
+    def has_section(self, name: str) -> bool:
+        try:
+            self.section(name)
+        except KeyError:
+            return False
+        return True
+
     def segments(self) -> Iterator[Fields]:
         table, count = self.header["phoff"], self.header["phnum"]
         return (Fields(self.data, table + i * SEGMENT_SIZE, _SEGMENT) for i in range(count))

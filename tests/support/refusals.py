@@ -76,7 +76,7 @@ READERS: Final[dict[str, Callable[[Room], Arguments]]] = {
         *("--edits", room.folder / "undo", "--report", room.folder / "report"),
     ),
     "bind-in-place": lambda room: ("patch", room.bad, "--bind", "--in-place"),
-    "set": lambda room: ("patch", room.bad, "--set", "alpha=alpha_other", "-o", room.out),
+    "set": lambda room: ("patch", room.bad, "--set", "alpha=alpha_fast", "-o", room.out),
     "dry-run": lambda room: ("patch", room.bad, "--bind", "--dry-run"),
     "verify-itself": lambda room: ("verify", room.bad, room.bad),
 }
@@ -145,12 +145,16 @@ def survived(command: str, room: Room) -> Outcome:
     return outcome
 
 
+class StuckError(BaseException):
+    """Not an `Exception`, and so nothing that the tool would take for a failure of its own."""
+
+
 @contextmanager
 def at_most(seconds: float) -> Iterator[None]:
-    """Raise `TimeoutError` inside of the block when it takes longer, as one that waits for a pipe would."""
+    """Raise `StuckError` inside of the block when it takes longer, as one that waits for a pipe would."""
 
     def ring(_number: int, _frame: FrameType | None) -> None:
-        raise TimeoutError(f"still busy after {seconds} s")
+        raise StuckError(f"still busy after {seconds} s")
 
     previous = signal.signal(signal.SIGALRM, ring)
     signal.setitimer(signal.ITIMER_REAL, seconds)

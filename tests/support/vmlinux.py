@@ -12,6 +12,7 @@ import os
 import struct
 from collections import defaultdict
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -93,6 +94,8 @@ class Vmlinux(NamedTuple):
     functions: Mapping[str, tuple[range, ...]]
     keys: Mapping[str, Key]
     calls: tuple[Call, ...]
+    thunks: tuple[int, ...]
+    """What a processor's return may be replaced by: __x86_return_thunk, srso_return_thunk and others."""
 
     def address(self, name: str) -> int:
         """The address of a name that belongs to one thing only."""
@@ -131,10 +134,9 @@ class Vmlinux(NamedTuple):
     def _tail_codes_for(self, call: Call, func: int) -> set[bytes]:
         if func:
             return {_retarget(call, func)}
-        thunk, plain = self.symbols.get(RETURN_THUNK, ()), self.symbols.get(PLAIN_RETURN, ())
         if call.code[0] == JCC:
-            return {_retarget(call, target) for target in (*thunk, *plain)}
-        return {RETURN, *(_retarget(call, target) for target in thunk)}
+            return {_retarget(call, target) for target in (*self.thunks, *self.symbols.get(PLAIN_RETURN, ()))}
+        return {RETURN, *(_retarget(call, target) for target in self.thunks)}
 
 
 def _branch(code: bytes, address: int) -> int:
@@ -168,6 +170,7 @@ def read(path: Path) -> Vmlinux:
             functions=functions,
             keys=keys,
             calls=tuple(_read_calls(memory, symbols, {key.address: key.name for key in keys.values()})),
+            thunks=tuple(chain.from_iterable(symbols[name] for name in symbols if name.endswith("_return_thunk"))),
         )
 
 
