@@ -145,15 +145,72 @@ def test_a_prefix_in_a_kernel_is_an_error_since_its_boot_would_stop(
     assert "unaccepted-bytes" in capsys.readouterr().out
 
 
-def test_a_conditional_tail_is_an_error_before_6_2(build: Build, capsys: pytest.CaptureFixture[str]) -> None:
-    findings = {}
-    for version in ("6.1.0", "6.2.0"):
-        run(["report", "--format", "json", str(build(version))])
-        image = json.loads(capsys.readouterr().out)["images"][0]
-        findings[version] = [f for f in image["findings"] if "(jcc" in f["message"]]
+@pytest.mark.parametrize(
+    ("version", "defines", "errors"),
+    [("6.1.0", ("NO_RETURN",), 2), ("6.1.99", (), 0), ("6.2.0", ("NO_RETURN",), 0)],
+    ids=["before 6.2", "stable with the backport", "since 6.2"],
+)
+def test_a_conditional_tail_is_an_error_where_the_kernel_knows_none(
+    build: Build, capsys: pytest.CaptureFixture[str], version: str, defines: tuple[str, ...], errors: int
+) -> None:
+    run(["report", "--format", "json", str(build(version, *defines))])
+    image = json.loads(capsys.readouterr().out)["images"][0]
 
-    assert len(findings["6.1.0"]) == 2
-    assert findings["6.2.0"] == []
+    assert sum("(jcc" in finding["message"] for finding in image["findings"]) == errors
+
+
+def test_before_5_13_a_null_call_is_left_to_the_boot(build: Build, capsys: pytest.CaptureFixture[str]) -> None:
+    original = build("5.10.0", "SCT")
+    out = patched(original, "--bind")
+
+    assert report(original, capsys)["empty_call"]["reason"] == "nop-chosen-at-boot"
+    assert code_at(out, "empty_call") == code_at(original, "empty_call")
+
+
+def test_a_kernels_own_constant_says_more_than_its_version(build: Build) -> None:
+    out = patched(build("5.15.0", "XOR=0x2e,0x2e,0x2e,0x31,0xc0"), "--bind")
+
+    assert code_at(out, "zero_call") == "2e2e2e31c0"
+
+
+def test_the_verifier_refuses_an_xor_that_this_kernel_does_not_know(
+    build: Build, capsys: pytest.CaptureFixture[str]
+) -> None:
+    original = build("6.12.0", "XOR=0x2e,0x2e,0x2e,0x31,0xc0")
+    out = patched(original, "--bind")
+    data = out.read_bytes()
+    assert data.count(bytes.fromhex("2e2e2e31c0")) == 2
+    site = data.index(bytes.fromhex("2e2e2e31c0"))
+    out.write_bytes(data[:site] + bytes.fromhex("66664831c0") + data[site + 5 :])
+
+    assert run(["verify", str(original), str(out)]) == 5
+    assert "clears eax otherwise" in capsys.readouterr().err
+
+
+def test_the_verifier_refuses_a_slot_that_nothing_relocates(build: Build, capsys: pytest.CaptureFixture[str]) -> None:
+    original = build("5.15.0")
+    out = patched(original, "--set", "empty=function", "--force", "kaslr-slot")
+
+    assert run(["verify", str(original), str(out)]) == 5
+    assert "relocations did not follow" in capsys.readouterr().err
+    assert run(["verify", "--allow", "kaslr-slot", str(original), str(out)]) == 0
+
+
+@pytest.mark.parametrize("wish", [("--bind",), ("--set", "filled=other")])
+def test_a_record_that_contradicts_its_instruction_is_refused(
+    build: Build, capsys: pytest.CaptureFixture[str], wish: tuple[str, ...]
+) -> None:
+    path = build()
+    table = subprocess.run(["readelf", "-SW", path], capture_output=True, text=True, check=True).stdout
+    row = next(line for line in table.splitlines() if ".static_call_sites" in line).split("]")[1].split()
+    offset = int(row[3], 16)
+    data = bytearray(path.read_bytes())
+    (key,) = struct.unpack_from("<i", data, offset + 4)
+    struct.pack_into("<i", data, offset + 4, key + 1)  # TAIL on the first record, that of filled_call
+    path.write_bytes(data)
+
+    assert run(["patch", str(path), "--dry-run", *wish]) == 4
+    assert "[damaged-site]" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -165,6 +222,7 @@ def test_a_conditional_tail_is_an_error_before_6_2(build: Build, capsys: pytest.
         ("filled=functoin", "unknown-function"),
         ("fillet=function", "unknown-key"),
         ("filled=linux_banner", "unknown-function"),
+        ("filled=inside", "unknown-function"),
     ],
 )
 def test_what_would_crash_later_is_refused(

@@ -53,6 +53,8 @@ NOP5: Final = bytes.fromhex("0f1f440000")
 RET0_DATA16: Final = bytes.fromhex("66664831c0")
 RET0_CS: Final = bytes.fromhex("2e2e2e31c0")
 RET0_FORMS: Final = (RET0_CS, RET0_DATA16)
+# Before 5.13 the processor decided at boot which nop a kernel writes and accepts.
+NOP5_ONLY_SINCE: Final = (5, 13)
 RET0_FIRST_RELEASE: Final = (5, 12)
 RET0_CS_FIRST_RELEASE: Final = (5, 18)
 # Kernels newer than 6.12: ud1 (%edx),%rdi at calls of __WARN_trap.

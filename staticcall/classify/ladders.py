@@ -11,7 +11,7 @@ from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Final, NamedTuple
 
 from staticcall.abi import x86
-from staticcall.abi.static_call import TAIL_FLAG
+from staticcall.abi.static_call import NOP5_ONLY_SINCE, TAIL_FLAG
 from staticcall.model.sites import Answer, Dialect, Form, Policy, PolicyName, Site, TargetKind, Verdict
 
 BLOCK = 8
@@ -33,6 +33,7 @@ class Question(NamedTuple):
     by_trampoline: bool
     target: TargetKind
     return_thunks: bool
+    nops_vary: bool
 
     @property
     def has_rel32(self) -> bool:
@@ -103,6 +104,11 @@ def _return_form_chosen_at_boot(question: Question) -> Verdict | None:
     return Verdict(_TRAMPOLINE, "return-form-chosen-at-boot") if chosen else None
 
 
+def _nop_chosen_at_boot(question: Question) -> Verdict | None:
+    chosen = question.nops_vary and question.target is TargetKind.NULL and not question.tail
+    return Verdict(_TRAMPOLINE, "nop-chosen-at-boot") if chosen else None
+
+
 def _otherwise(reason: str) -> Rule:
     def rule(_: Question) -> Verdict | None:
         return Verdict(_DIRECT, reason)
@@ -110,7 +116,13 @@ def _otherwise(reason: str) -> Rule:
     return rule
 
 
-_FIRST: Final[tuple[Rule, ...]] = (_not_recorded, _unknown_instruction, _warn_trap, _already_direct)
+_FIRST: Final[tuple[Rule, ...]] = (
+    _not_recorded,
+    _unknown_instruction,
+    _warn_trap,
+    _already_direct,
+    _nop_chosen_at_boot,
+)
 
 LADDERS: Final[Mapping[PolicyName, tuple[Rule, ...]]] = {
     PolicyName.LUTOMIRSKI: (*_FIRST, _opcode_not_e8, _crosses_line, _otherwise("fits-line")),
@@ -136,6 +148,7 @@ def classify(
     """
     period = max(policy.line, BLOCK)
     return_thunks = dialect.kernel and dialect.return_thunk is not None
+    nops_vary = dialect.kernel and dialect.release is not None and dialect.release < NOP5_ONLY_SINCE
     verdicts: list[Verdict] = []
     known: dict[tuple[object, ...], Verdict] = {}
     for record, address, _, _, key, flags, (form, length, opcode, destination, _), _, _ in sites:
@@ -155,6 +168,7 @@ def classify(
                 by_trampoline,
                 target,
                 return_thunks,
+                nops_vary,
             )
             verdict = known[case] = _climb(LADDERS[policy.name], question)
         verdicts.append(verdict)

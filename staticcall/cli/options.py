@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
+from staticcall import __version__
 from staticcall.model.sites import Policy, PolicyName
 from staticcall.pipeline.look import Look
 
@@ -39,11 +40,19 @@ _LOOK_OPTIONS = (
         show_default=True,
         help="Which sites are patched directly.",
     ),
-    click.option("--line", type=int, default=64, show_default=True, callback=_line, help="Bytes in a cache line."),
+    click.option(
+        "--line",
+        type=int,
+        default=64,
+        show_default=True,
+        callback=_line,
+        help=f"Bytes in a cache line, a power of two from {_SMALLEST_LINE} to {_LARGEST_LINE}.",
+    ),
     click.option("--key", metavar="GLOB", help="Only keys whose name matches."),
     click.option("--table", metavar="START:STOP", help="Where the records are: addresses in hex, or symbols."),
 )
 
+version_option = click.version_option(__version__, prog_name="staticcall")
 quiet_option = click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 verbose_option = click.option("-v", "--verbose", is_flag=True, help="Show all, not only the first.")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from staticcall.cli.config import read_config
-from staticcall.cli.options import INPUT_FILE, look_options, quiet_option, verbose_option
+from staticcall.cli.options import INPUT_FILE, look_options, quiet_option, verbose_option, version_option
 from staticcall.errors import ExitCode, UsageError
 from staticcall.pipeline.look import Look
 from staticcall.pipeline.patch import FORCEABLE, Wishes, describe, output_of, patch_image
@@ -34,6 +34,7 @@ from staticcall.pipeline.patch import FORCEABLE, Wishes, describe, output_of, pa
 @verbose_option
 @quiet_option
 @look_options
+@version_option
 def command(
     file: Path,
     output: Path | None,

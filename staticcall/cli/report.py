@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from staticcall.cli.main import complain
-from staticcall.cli.options import INPUT_FILE, look_options, quiet_option, verbose_option
+from staticcall.cli.options import INPUT_FILE, look_options, quiet_option, verbose_option, version_option
 from staticcall.errors import ExitCode
 from staticcall.model.sites import Severity
 from staticcall.pipeline.batch import Format, Rendered, join, publish, render_files
@@ -41,6 +41,7 @@ _RANKS = {"note": 1, "warning": 2, "error": 3, "never": 4}
 @verbose_option
 @quiet_option
 @look_options
+@version_option
 def command(
     files: tuple[Path, ...],
     form: str,

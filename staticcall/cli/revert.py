@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from staticcall.cli.options import INPUT_FILE, quiet_option
+from staticcall.cli.options import INPUT_FILE, quiet_option, version_option
 from staticcall.errors import UsageError
 from staticcall.pipeline.patch import output_of
 from staticcall.pipeline.undo import revert_image
@@ -18,6 +18,7 @@ from staticcall.pipeline.undo import revert_image
 @click.option("-o", "--output", type=INPUT_FILE, help="Where the original goes.")
 @click.option("--in-place", is_flag=True, help="Replace PATCHED, atomically.")
 @quiet_option
+@version_option
 def command(patched: Path, edits: Path, output: Path | None, in_place: bool, quiet: bool) -> None:
     """Take back what patch did; the result has the original's SHA-256 or is not written.
 

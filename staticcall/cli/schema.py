@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import click
 
+from staticcall.cli.options import version_option
 from staticcall.pipeline.schemas import SCHEMAS, schema_text
 
 
 @click.command("schema")
 @click.argument("name", type=click.Choice(list(SCHEMAS)), default="report")
+@version_option
 def command(name: str) -> None:
     """Print the JSON Schema of the report or of the edits file."""
     click.echo(schema_text(name), nl=False)

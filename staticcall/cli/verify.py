@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from staticcall.cli.options import INPUT_FILE, quiet_option
+from staticcall.cli.options import INPUT_FILE, quiet_option, verbose_option, version_option
+from staticcall.errors import UsageError
 from staticcall.pipeline.check import check_pair, describe
 
 
@@ -14,8 +15,26 @@ from staticcall.pipeline.check import check_pair, describe
 @click.argument("original", type=INPUT_FILE)
 @click.argument("patched", type=INPUT_FILE)
 @click.option("--deep", is_flag=True, help="Compare the layouts by a third ELF reader too; slow on kernels.")
+@click.option("--table", metavar="START:STOP", help="Where the records are: two addresses in hex.")
+@click.option(
+    "--allow",
+    "allowed",
+    type=click.Choice(["kaslr-slot"]),
+    multiple=True,
+    help="Accept what patch does with --force of the same name.",
+)
+@verbose_option
 @quiet_option
-def command(original: Path, patched: Path, deep: bool, quiet: bool) -> None:
+@version_option
+def command(
+    original: Path,
+    patched: Path,
+    deep: bool,
+    table: str | None,
+    allowed: tuple[str, ...],
+    verbose: bool,
+    quiet: bool,
+) -> None:
     """Prove that PATCHED is ORIGINAL plus legal edits.
 
     Every byte is compared; each change has to be a legal instruction with the destination that its key has,
@@ -25,6 +44,15 @@ def command(original: Path, patched: Path, deep: bool, quiet: bool) -> None:
     Example:
       staticcall verify vmlinux vmlinux.bound
     """
-    proof = check_pair(original, patched, deep=deep)
+    place = None if table is None else _addresses(table)
+    proof = check_pair(original, patched, deep=deep, table=place, allowed=frozenset(allowed))
     if not quiet:
-        click.echo(describe(proof), nl=False)
+        click.echo(describe(proof, verbose=verbose), nl=False)
+
+
+def _addresses(text: str) -> tuple[int, int]:
+    try:
+        start, stop = (int(part, 16) for part in text.split(":"))
+    except ValueError:
+        raise UsageError(f"--table {text} is not START:STOP", advice="give two addresses in hex") from None
+    return start, stop

@@ -21,7 +21,8 @@ from staticcall.model.sites import (
 )
 
 # What a kernel accepts at a site before it patches it, by the record's TAIL flag; anything else is BUG().
-# Source: __static_call_validate(). A jcc was added in 6.2.
+# Source: __static_call_validate(). A jcc was added in 6.2, and in stable
+# kernels before: those that know it have __static_call_return.
 _ACCEPTED_TAIL = frozenset({Form.TAIL_JMP, Form.RET, Form.JCC})
 _ACCEPTED_CALL = frozenset({Form.CALL, Form.NOP, Form.RET0, Form.WARN_TRAP})
 _JCC_SINCE = (6, 2)
@@ -161,7 +162,8 @@ def accepted(located: Located, site: Site) -> bool:
     if form is Form.JCC:
         release = located.dialect.release
         long = site.instruction.length == 6
-        return site.tail and long and (release is None or release >= _JCC_SINCE)
+        known = located.dialect.plain_return is not None or release is None or release >= _JCC_SINCE
+        return site.tail and long and known
     return form in (_ACCEPTED_TAIL if site.tail else _ACCEPTED_CALL)
 
 

@@ -19,6 +19,7 @@ REASONS: Final[Mapping[str, str]] = {
     "no-prefix": "the call has no prefix to put an int3 on",
     "not-a-kernel-form": "no kernel patches this form",
     "return-form-chosen-at-boot": "the key is NULL and the processor decides at boot how a tail site returns",
+    "nop-chosen-at-boot": "the key is NULL and kernels before 5.13 choose their nop by the processor",
     "unknown-instruction": "the bytes are no form of a static call",
     "warn-trap": "the site is a WARN trap",
     "not-recorded": "found by code only; without a record nothing may patch it",

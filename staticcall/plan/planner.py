@@ -11,7 +11,7 @@ from staticcall.model.change import Edit, KeyChange, Plan
 from staticcall.model.image import Image
 from staticcall.model.select import select_keys
 from staticcall.model.sites import Answer, Judge, Key, Located, Site, Target, TargetKind
-from staticcall.plan.safety import check_change, refuse_contested, refuse_foreign
+from staticcall.plan.safety import check_change, refuse_contested, refuse_damaged
 from staticcall.plan.transaction import Judged, key_edits, refuse_orphans, site_edits, summarize
 from staticcall.plan.wishes import Wishes, resolve_sets
 
@@ -70,7 +70,7 @@ def _bindings(
     verdicts = iter(judge(sites))
     for key in bound:
         judged = list(zip(by_key.get(key.address, ()), verdicts, strict=False))
-        refuse_foreign(located, key, (site for site, verdict in judged if verdict.answer is Answer.DIRECT))
+        refuse_damaged(located, key, (site for site, verdict in judged if verdict.answer is Answer.DIRECT))
         target = located.target_of(key)
         edits = site_edits(located, key, judged, target)
         if not edits:

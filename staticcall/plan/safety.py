@@ -20,6 +20,9 @@ FORCEABLE: Final[dict[str, str]] = {
     "target-in-init": "the key is never used after the kernel freed its init memory",
 }
 
+_CALLS: Final = frozenset({Form.CALL, Form.PREFIXED_CALL, Form.NOP, Form.RET0})
+_TAILS: Final = frozenset({Form.TAIL_JMP, Form.JCC, Form.SHORT_JMP, Form.RET})
+
 # Sections that a kernel frees after boot.
 _INIT_SECTIONS: Final = (".init.", ".exit.")
 
@@ -112,7 +115,7 @@ def _caller_wants_a_value(
     return UnsafeError(
         f"{present.name}, the target of key {key.name}, {reason}, and NULL would leave its callers with none",
         code="null-returns-value",
-        advice="use RET0, or --force null-returns-value",
+        advice="name a function that does nothing, or --force null-returns-value",
     )
 
 
@@ -130,13 +133,20 @@ def _target_is_freed(image: Image, key: Key, sites: Sequence[Site], target: Targ
     )
 
 
-def _site_is_damaged(located: Located, key: Key, sites: Sequence[Site]) -> UnsafeError | None:
+def _site_is_damaged(located: Located, key: Key, sites: Iterable[Site]) -> UnsafeError | None:
     for site in sites:
         if site.instruction.form is Form.UNKNOWN:
             return _damaged(site, key, f"is no static call ({site.code.hex()})")
         if _foreign(located, key, site):
             return _damaged(site, key, "leads to another key's trampoline")
+        if _contradicted(site):
+            return _damaged(site, key, f"is a {site.instruction.form} and its record says the opposite of TAIL")
     return None
+
+
+def _contradicted(site: Site) -> bool:
+    """Whether the record's TAIL flag says something else than the instruction."""
+    return site.instruction.form in (_CALLS if site.tail else _TAILS)
 
 
 def _foreign(located: Located, key: Key, site: Site) -> bool:
@@ -152,11 +162,11 @@ def _damaged(site: Site, key: Key, what: str) -> UnsafeError:
     )
 
 
-def refuse_foreign(located: Located, key: Key, sites: Iterable[Site]) -> None:
-    """Raise `UnsafeError` for a site that goes by another key's trampoline: it is unclear whose it is."""
-    for site in sites:
-        if _foreign(located, key, site):
-            raise _damaged(site, key, "leads to another key's trampoline")
+def refuse_damaged(located: Located, key: Key, sites: Iterable[Site]) -> None:
+    """Raise `UnsafeError` for a site that contradicts its record: whose it is, or whether it returns."""
+    damage = _site_is_damaged(located, key, sites)
+    if damage is not None:
+        raise damage
 
 
 def refuse_contested(sites: Iterable[Site], edits: Iterable[Edit]) -> None:

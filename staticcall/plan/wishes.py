@@ -9,6 +9,8 @@ from staticcall.errors import UnsafeError, UsageError
 from staticcall.model.image import Image, Symbol
 from staticcall.model.sites import Key, Located, Target, TargetKind
 
+# What compilers put in front of a function: padding, and the hash of its type.
+_NO_FUNCTIONS = ("__pfx_", "__cfi_")
 _NULL, _RET0 = "NULL", "RET0"
 
 
@@ -59,7 +61,7 @@ def _resolve_target(image: Image, located: Located, wanted: str) -> Target:
             raise UnsafeError(
                 f"the image has no function {static_call.RETURN0}",
                 code="no-return0",
-                advice="the trampoline needs one to jump to",
+                advice="name a function that returns 0",
             )
         return Target(TargetKind.RET0, static_call.RETURN0, return0)
     symbol = _resolve_function(image, wanted)
@@ -108,8 +110,12 @@ def _function_at(image: Image, wanted: str) -> Symbol:
 
 
 def _is_code(image: Image, symbol: Symbol) -> bool:
-    if symbol.type not in (elf64.STT_NOTYPE, elf64.STT_FUNC):
+    if symbol.type not in (elf64.STT_NOTYPE, elf64.STT_FUNC) or symbol.name.startswith(_NO_FUNCTIONS):
         return False
+    if symbol.type == elf64.STT_NOTYPE:
+        around = image.symbols.containing(symbol.address)
+        if around is not None and around.address != symbol.address:
+            return False  # a label inside a function
     segment = image.load_at(symbol.address)
     if segment is None or not segment.flags & elf64.PF_X:
         return False

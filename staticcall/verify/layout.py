@@ -89,6 +89,11 @@ class Layout(NamedTuple):
     zeros: tuple[Extent, ...]
     headers: tuple[Span, ...]
 
+    @property
+    def kernel(self) -> bool:
+        """Whether this is a kernel, which KASLR may load elsewhere although its type says that it is fixed."""
+        return any(segment.address >> 63 for segment in self.segments)
+
     def offset_of(self, address: int, size: int = 1) -> int | None:
         """Return the file offset of `size` bytes at a linked address, None where the file has fewer."""
         for start, body, _, _ in self.segments:
@@ -114,10 +119,6 @@ class Layout(NamedTuple):
     def is_data(self, address: int, size: int) -> bool:
         """Whether a key whose value is in the file may stand at these addresses."""
         return _within(self.data, address, size)
-
-    def is_zero(self, address: int, size: int) -> bool:
-        """Whether a key may stand at these addresses that is NULL without the file saying so."""
-        return _within(self.zeros, address, size)
 
 
 def _within(extents: tuple[Extent, ...], address: int, size: int) -> bool:
@@ -267,9 +268,3 @@ def _code_and_data(
         if start < load.end and load.address < stop
     )
     return code, tuple(s.extent for s in bodies if not s.flags & SH_FLAGS.SHF_EXECINSTR)
-
-
-def _zeros(sections: tuple[Section, ...], loads: tuple[Segment, ...]) -> tuple[Extent, ...]:
-    """Find what is cleared before the program starts: a kernel's .bss has bytes in the file all the same."""
-    tails = [Extent(load.end, load.address + load.memory) for load in loads if load.memory > load.body.size]
-    return (*tails, *(s.extent for s in sections if s.type == "SHT_NOBITS" and s.allocated))

@@ -28,7 +28,8 @@ _OTHER_TYPES = frozenset({3, 4, 6})
 
 _PREFIXES = tuple(prefix.encode() for prefix in (abi.KEY_PREFIX, abi.TRAMPOLINE_PREFIX, *abi.OLD_TRAMPOLINE_PREFIXES))
 _LANDMARKS = tuple(
-    name.encode() + b"\0" for name in (abi.RETURN_THUNK, abi.RETURN0, abi.PLAIN_RETURN, abi.TABLE_START, abi.TABLE_STOP)
+    name.encode() + b"\0"
+    for name in (abi.RETURN_THUNK, abi.RETURN0, abi.PLAIN_RETURN, abi.XOR_SYMBOL, abi.TABLE_START, abi.TABLE_STOP)
 )
 
 # Addresses by what follows the prefix in the symbol's name.
@@ -44,12 +45,17 @@ class Pair(NamedTuple):
 
 
 class Names(NamedTuple):
-    """Linked addresses by meaning. `table` is the extent that start and stop symbols give, or None."""
+    """Linked addresses by meaning.
+
+    `xors` is where a kernel keeps the bytes that it writes for RET0; `table` is the extent that start and stop
+    symbols give, or None.
+    """
 
     pairs: tuple[Pair, ...]
     thunks: frozenset[int]
     return0: frozenset[int]
     returns: frozenset[int]
+    xors: frozenset[int]
     table: tuple[int, int] | None
 
 
@@ -133,12 +139,13 @@ def read_names(source: Source, layout: Layout) -> Names:
     """
     symbols = _read(source, layout)
     found = symbols.search([*_PREFIXES, *_LANDMARKS])
-    thunks, return0, returns, start, stop = (groups.get("", frozenset()) for groups in found[len(_PREFIXES) :])
+    thunks, return0, returns, xors, start, stop = (groups.get("", frozenset()) for groups in found[len(_PREFIXES) :])
     return Names(
         tuple(_pairs(symbols, *found[: len(_PREFIXES)])),
         thunks,
         return0,
         returns,
+        xors,
         (min(start), min(stop)) if len(start) == len(stop) == 1 else None,
     )
 

@@ -12,11 +12,12 @@ from typing import NamedTuple
 from staticcall.abi.static_call import SIGNATURE_OFFSET
 from staticcall.errors import VerificationError, about
 from staticcall.model.change import Edit, EditKind, Proof
+from staticcall.model.sites import Form
 from staticcall.verify import rules
 from staticcall.verify.compare import Change, check_disjoint, compare
 from staticcall.verify.decode import Code, Decoded, Decoder, make_decoder
 from staticcall.verify.edits import check_edits
-from staticcall.verify.layout import read_layout
+from staticcall.verify.layout import Layout, read_layout
 from staticcall.verify.relocations import Carrier
 from staticcall.verify.scene import (
     POINTER_SIZE,
@@ -38,6 +39,7 @@ class _Case(NamedTuple):
 
     `sites` are by key. `was` has the original instruction of every changed site, `now` the present one of
     every site whose static call has changed anywhere, `homes` the present code of their trampolines, by key.
+    `moves` tells whether the image may run elsewhere than it is linked.
     """
 
     scene: Scene
@@ -46,6 +48,7 @@ class _Case(NamedTuple):
     now: dict[Record, Decoded]
     homes: dict[int, Decoded]
     patched: Source
+    moves: bool = True
 
 
 def prove(
@@ -54,11 +57,13 @@ def prove(
     edits: Sequence[Edit] | None = None,
     *,
     table: tuple[int, int] | None = None,
+    allowed: frozenset[str] = frozenset(),
 ) -> Proof:
     """Prove that a patched linked image is its original plus legal edits of static calls.
 
     With `edits` the differences must also be exactly what they say. `table` gives the linked start and end
-    address of the records where neither section nor symbols do. Raises `VerificationError` where something is
+    address of the records where neither section nor symbols do. `allowed` are dangers that somebody answers
+    for; `kaslr-slot` lets a kernel's NULL become a function and back. Raises `VerificationError` where something is
     not proved, `InputError` and its kin where a file cannot be read. Reads both files in pieces; memory does
     not grow with them.
     """
@@ -69,10 +74,16 @@ def prove(
             layout = read_layout(before)
             decode = make_decoder()
             scene = read_scene(before, after, layout, decode, table)
-        return _judge(scene, before, after, decode, edits)
+        return _judge(scene, before, after, decode, edits, moves=layout.movable or _may_move(layout, allowed))
 
 
-def _judge(scene: Scene, before: Source, after: Source, decode: Decoder, edits: Sequence[Edit] | None) -> Proof:
+def _may_move(layout: Layout, allowed: frozenset[str]) -> bool:
+    return layout.kernel and "kaslr-slot" not in allowed
+
+
+def _judge(
+    scene: Scene, before: Source, after: Source, decode: Decoder, edits: Sequence[Edit] | None, *, moves: bool
+) -> Proof:
     sites: dict[int, list[Site]] = {}
     for site in scene.sites:
         sites.setdefault(site.record.key, []).append(site)
@@ -80,7 +91,7 @@ def _judge(scene: Scene, before: Source, after: Source, decode: Decoder, edits: 
     slots = {key for key, slot in scene.slots.items() if slot.before != slot.after}
     trampolines = {key for key, home in scene.trampolines.items() if home.before != home.after}
     affected = sorted(slots | trampolines | {record.key for record in was})
-    case = _decode_all(scene, sites, was, affected, decode, after)
+    case = _decode_all(scene, sites, was, affected, decode, after)._replace(moves=moves)
     changes = sorted((change for key in affected for change in _check_call(case, key)), key=_OFFSET)
     check_disjoint(changes, [*scene.layout.headers, *scene.tables])
     with ThreadPoolExecutor(1) as background:
@@ -146,7 +157,7 @@ def _check_call(case: _Case, key: int) -> Iterator[Change]:
     call = rules.Call(scene.keys[key], key, slot.after if slot else None, home.address if home else None)
     moved = any(place is not None and place.before != place.after for place in (slot, home))
     if slot and slot.before != slot.after:
-        yield _check_slot(scene, call, slot)
+        yield _check_slot(scene, call, slot, moves=case.moves)
     if home:
         yield from _check_trampoline(case, call, home)
     indirect = []
@@ -158,6 +169,8 @@ def _check_call(case: _Case, key: int) -> Iterator[Change]:
         if was is not None:
             rules.check_change(place, was, now)
             _check_code(scene, place, now)
+            if now.form is Form.RET0 and scene.ret0 and site.after[len(now.prefix) : now.length] != scene.ret0:
+                place.refuse(f"clears eax otherwise than this kernel does, by {scene.ret0.hex()}")
         elif now.form in rules.INDIRECT:
             indirect.append((place, now))
             continue
@@ -168,13 +181,13 @@ def _check_call(case: _Case, key: int) -> Iterator[Change]:
     _check_indirect(case, call, indirect)
 
 
-def _check_slot(scene: Scene, call: rules.Call, slot: Slot) -> Change:
+def _check_slot(scene: Scene, call: rules.Call, slot: Slot, *, moves: bool) -> Change:
     carrier, offset = slot.pointer.carrier, slot.pointer.offset
     assert offset is not None  # values that only run time knows do not differ
     place = rules.Place(f"the key of {call.name}", slot.address, offset)
     before, after = slot.before or 0, slot.after or 0
     fixed = scene.layout.movable and carrier is Carrier.PLAIN
-    rules.check_target(place, call, scene.layout, was=before, fixed=fixed)
+    rules.check_target(place, call, scene.layout, was=before, fixed=fixed, moves=moves)
     kind = EditKind.RELOCATION if carrier is Carrier.ADDEND else EditKind.KEY
     return Change(
         offset,

@@ -88,15 +88,16 @@ class Place(NamedTuple):
         raise VerificationError(f"{self.what} at {self.address:#x} {reason}", offset=self.offset)
 
 
-def check_target(place: Place, call: Call, layout: Layout, *, was: int, fixed: bool) -> None:
+def check_target(place: Place, call: Call, layout: Layout, *, was: int, fixed: bool, moves: bool) -> None:
     """Accept a changed slot that leads to code; a `fixed` one should be relocated and has no relocation.
 
-    Where a loader relocates, NULL has no relocation and a function has one, so neither may become the other.
+    Where a loader `moves` the image, NULL has no relocation and a function has one, so neither may become the
+    other.
     """
     func = call.func
     if func is None:
         place.refuse("has changed, though only run time knows its value")
-    if fixed or (layout.movable and not (was and func)):
+    if fixed or (moves and not (was and func)):
         place.refuse(f"went from {was:#x} to {func:#x} in an image whose relocations did not follow")
     if func and func == call.trampoline:
         place.refuse("leads to the static call's own trampoline, so to itself")

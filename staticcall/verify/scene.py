@@ -61,7 +61,10 @@ class Trampoline(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """All places; `keys` names every key by address, slots and trampolines are by their key's address."""
+    """All places; `keys` names every key by address, slots and trampolines are by their key's address.
+
+    `ret0` are the bytes that this kernel keeps for a site that only returns 0, empty where it does not say.
+    """
 
     layout: Layout
     names: Names
@@ -70,6 +73,7 @@ class Scene(NamedTuple):
     sites: tuple[Site, ...]
     slots: dict[int, Slot]
     trampolines: dict[int, Trampoline]
+    ret0: bytes
 
 
 def read_scene(
@@ -98,7 +102,14 @@ def read_scene(
     slots = _slots(original, patched, layout, sorted(keys))
     homes = _match_trampolines(layout, names, original, sites, decode)
     trampolines = _trampolines(original, patched, layout, homes)
-    return Scene(layout, names, spans, keys, sites, slots, trampolines)
+    return Scene(layout, names, spans, keys, sites, slots, trampolines, _ret0(original, layout, names))
+
+
+def _ret0(source: Source, layout: Layout, names: Names) -> bytes:
+    if not layout.kernel or len(names.xors) != 1:
+        return b""
+    offset = layout.offset_of(min(names.xors), abi.XOR_SIZE)
+    return b"" if offset is None else source.read(offset, abi.XOR_SIZE)
 
 
 def _tables(layout: Layout, names: Names) -> list[tuple[int, int]]:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
-PT_LOAD, PT_DYNAMIC, PT_NOTE, PT_PHDR = 1, 2, 4, 6
+PT_LOAD, PT_DYNAMIC, PT_NOTE = 1, 2, 4
 SHT_SYMTAB, SHT_STRTAB, SHT_NOTE, SHT_NOBITS = 2, 3, 7, 8
 DT_STRTAB, DT_SYMTAB, DT_RELA, DT_RELASZ, DT_STRSZ, DT_RELRSZ, DT_RELR = 5, 6, 7, 8, 10, 35, 36
 ET_REL, ET_CORE = 1, 4
