@@ -206,11 +206,11 @@ def test_an_absurd_note_is_no_build_id(room: Room) -> None:
 
 
 def test_names_out_of_a_file_give_no_orders_to_a_terminal(room: Room) -> None:
-    room.bad.write_bytes(room.good.read_bytes().replace(b"__alpha\0", b"__\x1b[2J\n\0"))
+    room.bad.write_bytes(room.good.read_bytes().replace(b"__alpha\0", b"__\x1b[2\nJ\0"))
     for arguments in (("report", "-v", room.bad), ("patch", room.bad, "-v", "--bind", "--dry-run")):
         outcome = staticcall(*arguments)
         assert outcome.code == 0, outcome
-        assert r"\x1b[2J\n" in outcome.out
+        assert r"\x1b[2\nJ" in outcome.out
         assert all(line.isprintable() for line in outcome.out.split("\n"))
     line = refusal(room.folder, ("patch", room.bad, "--set", "\x1b[1m\n=NULL", "--dry-run"), {UNSAFE}, room.bad)
     assert line.rstrip("\n").isprintable()

@@ -104,7 +104,7 @@ any_program = st.sampled_from(sorted(PROGRAMS))
 any_policy = st.sampled_from(POLICIES)
 
 
-@repeatable(max_examples=300)
+@repeatable(max_examples=250)
 @given(any_program, mutations(), any_policy)
 def test_a_report_ends_well(bench: Bench, name: str, damage: list[Mutation], policy: str) -> None:
     bench.clear()
@@ -119,7 +119,7 @@ def test_a_report_ends_well(bench: Bench, name: str, damage: list[Mutation], pol
     assert bench.names() == {"file"}
 
 
-@repeatable(max_examples=300)
+@repeatable(max_examples=250)
 @given(any_program, mutations(), st.sampled_from(WISHES), any_policy)
 def test_a_patch_ends_well_or_does_what_its_edits_say(
     bench: Bench, name: str, damage: list[Mutation], wishes: Arguments, policy: str
@@ -150,7 +150,7 @@ def _edited(content: bytes, document: dict[str, list[dict[str, str | int]]]) -> 
     return bytes(data)
 
 
-@repeatable(max_examples=150)
+@repeatable(max_examples=100)
 @given(any_program, mutations(), st.sampled_from(WISHES))
 def test_a_patch_in_place_ends_well(bench: Bench, name: str, damage: list[Mutation], wishes: Arguments) -> None:
     bench.clear()
