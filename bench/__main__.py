@@ -99,8 +99,8 @@ def _growth(folder: Path, rounds: int) -> list[Figure]:
         Figure(
             f"time per site, {large:,} sites / {small:,} sites",
             each[large] / each[small],
-            # 10 % for the noise of the machine: linear is 1.
-            1.1,
+            # Linear is 1; the rest is for the noise of the machine, and for caches that a few sites still fit.
+            1.25,
         )
         for small, large in pairwise(GROWTH)
     ]

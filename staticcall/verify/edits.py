@@ -20,7 +20,7 @@ def check_edits(
 ) -> None:
     """Hold the edits against both files and against the changes that were found, sorted by offset.
 
-    `compare` shows that nothing else differs. Raises `VerificationError`.
+    `compare` must have shown before that nothing else differs. Raises `VerificationError`.
     """
     ordered = sorted(edits, key=lambda edit: edit.file_offset)
     _check_bytes(original, patched, ordered)

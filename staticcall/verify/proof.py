@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
@@ -94,15 +93,9 @@ def _judge(
     case = _decode_all(scene, sites, was, affected, decode, after)._replace(moves=moves)
     changes = sorted((change for key in affected for change in _check_call(case, key)), key=_OFFSET)
     check_disjoint(changes, [*scene.layout.headers, *scene.tables])
-    with ThreadPoolExecutor(1) as background:
-        # Comparing is mostly waiting for reads, so the edits are checked meanwhile.
-        comparing = background.submit(compare, before, after, changes)
-        try:
-            if edits is not None:
-                check_edits(before, after, scene.layout, changes, edits)
-        finally:
-            # What differs elsewhere is the worse news, and goes first.
-            compared = comparing.result()
+    compared = compare(before, after, changes)
+    if edits is not None:
+        check_edits(before, after, scene.layout, changes, edits)
     return Proof(
         compared=compared,
         sites=dict(Counter(case.now[record].form.value for record in was)),
