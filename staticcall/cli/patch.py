@@ -18,7 +18,7 @@ from staticcall.pipeline.patch import FORCEABLE, Wishes, describe, output_of, pa
 @click.argument("file", type=INPUT_FILE)
 @click.option("-o", "--output", type=INPUT_FILE, help="Where the rewritten copy goes.")
 @click.option("--in-place", is_flag=True, help="Replace the input, atomically.")
-@click.option("--dry-run", is_flag=True, help="Say what would be done; write nothing.")
+@click.option("--dry-run", is_flag=True, help="Say what is planned; prove and write nothing.")
 @click.option("--set", "sets", metavar="KEY=TARGET", multiple=True, help="Lead a key to a function, NULL or RET0.")
 @click.option("--bind", is_flag=True, help="Send all sites straight to their key's present target.")
 @click.option("--config", type=INPUT_FILE, help="Read the options above from a TOML file.")

@@ -1,12 +1,11 @@
 """What is to be written, and what was proved of it."""
 
-from enum import StrEnum
 from typing import NamedTuple, Self
 
-from staticcall.model.sites import Form, Key, Target
+from staticcall.model.sites import Form, Key, Target, Word
 
 
-class EditKind(StrEnum):
+class EditKind(Word):
     """What an edit touches; the values are part of the public edits file."""
 
     SITE = "site"
