@@ -21,8 +21,8 @@ from staticcall.model.sites import (
 )
 
 # What a kernel accepts at a site before it patches it, by the record's TAIL flag; anything else is BUG().
-# Source: __static_call_validate(). A jcc was added in 6.2, and in stable
-# kernels before: those that know it have __static_call_return.
+# Source: __static_call_validate(). A jcc was added in 6.2, and in stable kernels before: those that know it
+# have __static_call_return.
 _ACCEPTED_TAIL = frozenset({Form.TAIL_JMP, Form.RET, Form.JCC})
 _ACCEPTED_CALL = frozenset({Form.CALL, Form.NOP, Form.RET0, Form.WARN_TRAP})
 _JCC_SINCE = (6, 2)
@@ -102,19 +102,14 @@ def _about_key(located: Located, key: Key, names: Mapping[int, str]) -> Finding:
 
 def coherent(located: Located, key: Key, trampoline: Trampoline) -> bool:
     """Whether a trampoline does what its key's `func` says."""
-    destination, value = trampoline.destination, key.slot.value
-    if not key.slot.symbol and destination and destination == (value or located.dialect.return_thunk):
-        return True
-    kind = located.kind_of(key)
-    if kind is TargetKind.RUNTIME:
+    slot, destination = key.slot, trampoline.destination
+    if slot.symbol:
         return True
     if trampoline.form is TrampolineForm.INDIRECT_JMP:
         return trampoline.slot == key.address
-    if kind is TargetKind.NULL:
-        return trampoline.form is TrampolineForm.RET or (
-            trampoline.destination is not None and trampoline.destination == located.dialect.return_thunk
-        )
-    return trampoline.destination == key.slot.value
+    if trampoline.form is TrampolineForm.RET:
+        return not slot.value
+    return destination is not None and destination == (slot.value or located.dialect.return_thunk)
 
 
 def leads_to_trampoline(located: Located, site: Site) -> bool:
@@ -172,15 +167,14 @@ def _about_destination(located: Located, site: Site, names: Mapping[int, str]) -
     destination = site.instruction.destination
     if key is None or destination is None:
         return
-    if leads_to_trampoline(located, site):
-        if key.trampoline is not None and destination != key.trampoline.address:
-            other = located.trampolines[destination]
-            yield Finding(
-                "wrong-trampoline",
-                Severity.ERROR,
-                f"record {site.record} belongs to key {key.name} and its instruction leads to trampoline {other.label}",
-                site.address,
-            )
+    if located.by_another(key, site):
+        other = located.trampolines[destination]
+        yield Finding(
+            "wrong-trampoline",
+            Severity.ERROR,
+            f"record {site.record} belongs to key {key.name} and its instruction leads to trampoline {other.label}",
+            site.address,
+        )
     elif stale(located, site, key):
         target = located.target_of(key, names).name
         yield Finding(

@@ -43,7 +43,6 @@ class KeyChange(NamedTuple):
     after: Target
     direct: int
     by_trampoline: int
-    edits: int
 
 
 class Plan(NamedTuple):

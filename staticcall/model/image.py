@@ -98,7 +98,7 @@ class SymbolTable:
         """The symbols with these numbers, undefined ones left out."""
         table, strings, size = self._table, self._strings, elf64.SYMBOL.size
         unpack = elf64.SYMBOL.unpack_from
-        room = _MOST_NAMES
+        room = MOST_NAMES
         for number in numbers:
             name, info, _, section, value, extent = unpack(table, number * size)
             end = strings.find(b"\0", name)
@@ -200,7 +200,7 @@ class SymbolTable:
 _FEW = 32
 _VALUE_OFFSET = 8
 # Names share their ends, so many long ones fit in a small table: more than any file has, less than fills memory.
-_MOST_NAMES = 1 << 28
+MOST_NAMES = 1 << 28
 _NO_PLACES = frozenset({elf64.STT_SECTION, elf64.STT_FILE, elf64.STT_TLS})
 _FUNCTIONS = frozenset({elf64.STT_FUNC, elf64.STT_GNU_IFUNC})
 

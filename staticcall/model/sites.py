@@ -210,6 +210,11 @@ class Located(NamedTuple):
         """The key a site belongs to, or None where the image does not say."""
         return None if site.key is None else self.keys.get(site.key)
 
+    def by_another(self, key: Key, site: Site) -> bool:
+        """Whether a site of this key leads to the trampoline of another one."""
+        destination = site.instruction.destination
+        return bool(key.trampoline and destination in self.trampolines and destination != key.trampoline.address)
+
     def kind_of(self, key: Key) -> TargetKind:
         """What kind of target a key leads to at present."""
         slot = key.slot

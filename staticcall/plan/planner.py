@@ -44,7 +44,7 @@ def make_plan(
         refuse_orphans(key, judged, present, target)
         own = _set_edits(image, located, key, judged, target)
         edits += own
-        changes.append(summarize(key, present, target, judged, own))
+        changes.append(summarize(key, present, target, judged))
     if wishes.bind:
         selected = select_keys(located.keys.values(), wishes.keys)
         for change, own in _bindings(located, [key for key in selected if key.address not in targets], by_key, judge):
@@ -81,7 +81,7 @@ def _bindings(
                 code="incoherent-key",
                 advice=f"say which with --set {key.name}=...",
             )
-        yield summarize(key, target, target, judged, edits), edits
+        yield summarize(key, target, target, judged), edits
 
 
 def disjoint(edits: Iterable[Edit]) -> tuple[Edit, ...]:

@@ -137,7 +137,7 @@ def _site_is_damaged(located: Located, key: Key, sites: Iterable[Site]) -> Unsaf
     for site in sites:
         if site.instruction.form is Form.UNKNOWN:
             return _damaged(site, key, f"is no static call ({site.code.hex()})")
-        if _foreign(located, key, site):
+        if located.by_another(key, site):
             return _damaged(site, key, "leads to another key's trampoline")
         if _contradicted(site):
             return _damaged(site, key, f"is a {site.instruction.form} and its record says the opposite of TAIL")
@@ -147,11 +147,6 @@ def _site_is_damaged(located: Located, key: Key, sites: Iterable[Site]) -> Unsaf
 def _contradicted(site: Site) -> bool:
     """Whether the record's TAIL flag says something else than the instruction."""
     return site.instruction.form in (_CALLS if site.tail else _TAILS)
-
-
-def _foreign(located: Located, key: Key, site: Site) -> bool:
-    destination = site.instruction.destination
-    return bool(key.trampoline and destination in located.trampolines and destination != key.trampoline.address)
 
 
 def _damaged(site: Site, key: Key, what: str) -> UnsafeError:

@@ -66,11 +66,11 @@ def key_edits(located: Located, key: Key, target: Target, offset_of_trampoline: 
     return edits
 
 
-def summarize(key: Key, before: Target, after: Target, judged: Iterable[Judged], edits: Iterable[Edit]) -> KeyChange:
+def summarize(key: Key, before: Target, after: Target, judged: Iterable[Judged]) -> KeyChange:
     """Count a transaction."""
     answers = [verdict.answer for _, verdict in judged]
     direct = answers.count(Answer.DIRECT)
-    return KeyChange(key, before, after, direct, len(answers) - direct, sum(1 for _ in edits))
+    return KeyChange(key, before, after, direct, len(answers) - direct)
 
 
 def refuse_orphans(key: Key, judged: Iterable[Judged], before: Target, after: Target) -> None:

@@ -44,11 +44,6 @@ class FileSource:
         """The file's size in bytes when it was opened."""
         return self._size
 
-    @property
-    def descriptor(self) -> int:
-        """The open file descriptor, for copying."""
-        return self._descriptor
-
     def read(self, offset: int, size: int) -> bytes:
         """Return exactly `size` bytes from `offset` on."""
         if size > _MOST_AT_ONCE:

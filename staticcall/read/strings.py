@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from staticcall.errors import MalformedError
-
-# Names share their ends, so many long ones fit in a small table. This is far more than real files have, and
-# far less than what a memory holds.
-_MOST_NAMES = 1 << 28
+from staticcall.model.image import MOST_NAMES
 
 
 class Strings:
@@ -28,7 +25,7 @@ class Strings:
             return name
         end = self._data.find(b"\0", start)
         self._size += end - start
-        if end < 0 or self._size > _MOST_NAMES:
+        if end < 0 or self._size > MOST_NAMES:
             raise MalformedError(
                 f"{self._what} {'runs past its string table' if end < 0 else 'is longer than any name'}",
                 offset=self._offset + start,
