@@ -14,7 +14,7 @@ gc.disable()
 
 def main() -> NoReturn:
     """Run the command line and exit with its code."""
-    from staticcall.cli.main import run  # noqa: PLC0415 - after the collector is off
+    from staticcall.cli.entry import run  # noqa: PLC0415 - after the collector is off
 
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A name that the terminal's encoding does not have is shown as its numbers.

@@ -43,6 +43,9 @@ REL32_SIZE: Final = 4
 # size (66) truncates the target, and f2 and f3 have meanings of their own (BND, REP), so they are left out.
 NO_EFFECT_PREFIXES: Final = frozenset({0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65, 0x67, *range(0x40, 0x50)})
 
+# All prefixes there are, those with an effect included; a byte of them before an opcode may belong to it.
+ANY_PREFIXES: Final = NO_EFFECT_PREFIXES | {0x66, 0xF0, 0xF2, 0xF3}
+
 MAX_INSTRUCTION: Final = 15
 # Displacements wrap around the ends of the address space.
 ADDRESS_MASK: Final = (1 << 64) - 1

@@ -3,7 +3,3 @@
 A rule looks at one site and either gives the verdict or passes. Every ladder ends in a rule that always
 answers, so every site has an answer and every answer a reason.
 """
-
-from staticcall.classify.ladders import classify
-
-__all__ = ["classify"]

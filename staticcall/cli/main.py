@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import TextIO
 
 import click
 
 from staticcall import __version__
-from staticcall.errors import ExitCode, StaticcallError, printable
+from staticcall.cli.clicked import command_of
+from staticcall.cli.entry import QUICK
+from staticcall.cli.outcome import complain, exit_code_of
+from staticcall.errors import ExitCode
 
-COMMANDS = ("report", "patch", "verify", "revert", "schema")
+COMMANDS = ("report", "patch", "annotate", "verify", "revert", "schema")
 
 
 class LazyGroup(click.Group):
@@ -28,7 +27,8 @@ class LazyGroup(click.Group):
         """Import a command."""
         if cmd_name not in COMMANDS:
             return None
-        command = import_module(f"staticcall.cli.{cmd_name}").command
+        module = import_module(f"staticcall.cli.{cmd_name}")
+        command = command_of(module) if cmd_name in QUICK else module.command
         assert isinstance(command, click.Command)
         return command
 
@@ -53,50 +53,18 @@ def cli() -> None:
     """
 
 
-def run(arguments: Sequence[str]) -> int:
+def run_with_click(arguments: Sequence[str]) -> int:
     """Run one command; returns the exit code."""
+    return exit_code_of(lambda: _invoke(arguments))
+
+
+def _invoke(arguments: Sequence[str]) -> object:
     try:
-        result = cli.main(list(arguments), prog_name="staticcall", standalone_mode=False)
-        if sys.stdout is not None:  # as it is where the shell closed it
-            sys.stdout.flush()
-    except StaticcallError as error:
-        complain(str(error))
-        return error.exit_code
+        return cli.main(list(arguments), prog_name="staticcall", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
-        return ExitCode.USAGE
     except click.ClickException as error:
         complain(" ".join(error.format_message().split()))
-        return ExitCode.USAGE
-    except (KeyboardInterrupt, click.Abort):
-        complain("interrupted")
-        return 130
-    except BrokenPipeError:
-        # The reader went away, as `head` does.
-        _silence(sys.stdout)
-        return 141
-    except OSError as error:
-        if error.filename is None:
-            complain(f"standard output: {error.strerror}")
-            _silence(sys.stdout)
-        else:
-            complain(f"{error.filename}: {error.strerror}")
-        return ExitCode.INPUT
-    except MemoryError:
-        complain("not enough memory for this file")
-        return ExitCode.INPUT
-    return result if isinstance(result, int) else ExitCode.DONE
-
-
-def complain(message: str) -> None:
-    """Say one line on standard error."""
-    try:
-        click.echo(f"staticcall: {printable(message)}", err=True)
-    except OSError:
-        _silence(sys.stderr)
-
-
-def _silence(stream: TextIO) -> None:
-    """Nothing more can be said there, not even what is still to be flushed at the exit."""
-    with contextlib.suppress(OSError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    except click.Abort:
+        raise KeyboardInterrupt from None
+    return ExitCode.USAGE

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from staticcall.cli.main import complain
+from staticcall.cli.outcome import complain
 from staticcall.cli.options import INPUT_FILE, look_options, quiet_option, verbose_option, version_option
 from staticcall.errors import ExitCode
 from staticcall.model.sites import Severity

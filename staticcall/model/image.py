@@ -41,6 +41,8 @@ class Section(NamedTuple):
     offset: int
     size: int
     link: int
+    info: int
+    alignment: int
     entry_size: int
 
     @property

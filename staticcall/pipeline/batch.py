@@ -91,7 +91,8 @@ def join(images: Iterable[str], form: Format, policy: Policy) -> Iterator[str]:
 
 def publish(path: Path, document: Iterable[str], inputs: Iterable[Path] = ()) -> None:
     """Write a document to a file, atomically; raises `UsageError` where that is one of the inputs."""
-    from staticcall.write import publish_text, refuse_collisions  # noqa: PLC0415 - only for --output
+    from staticcall.write.files import refuse_collisions  # noqa: PLC0415 - only for --output
+    from staticcall.write.stage import publish_text  # noqa: PLC0415 - only for --output
 
     for one in inputs:
         refuse_collisions((one, path))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from staticcall.model.change import Proof
 from staticcall.report.text import render_proof
-from staticcall.verify import prove
+from staticcall.verify.proof import prove
 from staticcall.verify.second_reader import same_layout
 
 

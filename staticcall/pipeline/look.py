@@ -5,13 +5,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from staticcall.classify import classify
-from staticcall.locate import locate
+from staticcall.classify.ladders import classify
+from staticcall.locate.linked import locate
 from staticcall.model.report import ImageReport
 from staticcall.model.select import select_keys
 from staticcall.model.sites import Judge, Located, Policy, Site, TargetKind, Verdict
-from staticcall.read import open_image, sha256_of
-from staticcall.report import build_report
+from staticcall.read.image import open_image
+from staticcall.read.source import sha256_of
+from staticcall.report.build import build_report
 
 
 class Look(NamedTuple):

@@ -7,17 +7,21 @@ from pathlib import Path
 from typing import NamedTuple
 
 from staticcall.errors import StaticcallError, printable
-from staticcall.locate import locate
+from staticcall.locate.linked import locate
 from staticcall.model.change import Plan, Proof
 from staticcall.model.image import Image
 from staticcall.pipeline.batch import document_of
 from staticcall.pipeline.look import Look, judge_for
-from staticcall.plan import FORCEABLE, Wishes, make_plan, require_wish
-from staticcall.read import open_image, read_whole, sha256_of
+from staticcall.plan.planner import make_plan, require_wish
+from staticcall.plan.safety import FORCEABLE
+from staticcall.plan.wishes import Wishes
 from staticcall.read.btf import functions_returning
+from staticcall.read.image import open_image
+from staticcall.read.source import read_whole, sha256_of
 from staticcall.report.json import render_edits
 from staticcall.report.text import render_plan, render_proof
-from staticcall.write import followed, refuse_collisions, refuse_input_as_output, stage, stage_text
+from staticcall.write.files import followed, refuse_collisions, refuse_input_as_output
+from staticcall.write.stage import stage, stage_text
 
 __all__ = ["FORCEABLE", "Patched", "Wishes", "describe", "output_of", "patch_image", "read_whole"]
 
@@ -48,7 +52,7 @@ def patch_image(
     with open_image(path) as image:
         if output is None:
             return Patched(_plan(image, look, wishes)[0], None)
-        from staticcall.verify import prove  # noqa: PLC0415 - a plan alone needs neither decoder nor reader
+        from staticcall.verify.proof import prove  # noqa: PLC0415 - a plan alone needs neither decoder nor reader
 
         with stage(path, output) as staged:
             # While the file is being copied there is time to think.

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from staticcall.errors import UnsafeError, VerificationError, about
-from staticcall.read import read_whole, sha256_of
+from staticcall.read.source import read_whole, sha256_of
 from staticcall.report.json import parse_edits
-from staticcall.write import stage
+from staticcall.write.stage import stage
 
 
 def revert_image(patched: Path, edits_file: Path, output: Path) -> int:

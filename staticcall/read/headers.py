@@ -99,10 +99,7 @@ def read_sections(source: ByteSource, header: Header) -> tuple[Section, ...]:
     table = _table(source, header.sections_at, elf64.SECTION.size, header.section_count, "section headers")
     raw = list(elf64.SECTION.iter_unpack(table))
     names = _section_names(source, header, raw)
-    sections = tuple(
-        Section(index, names.at(name) if names else "", kind, flags, address, offset, size, link, entry_size)
-        for index, (name, kind, flags, address, offset, size, link, _, _, entry_size) in enumerate(raw)
-    )
+    sections = tuple(Section(index, names.at(name) if names else "", *rest) for index, (name, *rest) in enumerate(raw))
     for section in sections[1:]:
         if section.type != elf64.SHT_NOBITS and section.offset + section.size > source.size:
             raise MalformedError(

@@ -6,7 +6,3 @@ This room shares neither parser nor decoder with the rest, so that one mistake c
 pyelftools reads here, capstone decodes, and the legal bytes are told by rules of its own. `second_reader`
 adds LIEF's opinion.
 """
-
-from staticcall.verify.proof import prove
-
-__all__ = ["prove"]

@@ -8,21 +8,27 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
-import stat
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
-from itertools import combinations
 from pathlib import Path
 from threading import Event
 
-from staticcall.errors import InputError, OutputError, UsageError
+from staticcall.errors import InputError, OutputError
 from staticcall.model.change import Edit
+from staticcall.write.files import (
+    failing_as_output,
+    flush_directory,
+    followed,
+    give_rights,
+    open_beside,
+    same,
+    special,
+    write_all,
+)
 
 _CHUNK = 1 << 26
 _NEIGHBOURHOOD = 1 << 16
-_SET_ID = stat.S_ISUID | stat.S_ISGID
 
 
 class Staging:
@@ -43,24 +49,24 @@ class Staging:
 
         Raises `InputError` when the source does not hold an edit's old bytes.
         """
-        with _failing_as_output(self._target):
+        with failing_as_output(self._target):
             self._copied.result()
             _write_edits(self._source, self._descriptor, edits)
-            _give_rights(self._source, self._descriptor, replaced=_same(self._source, self._target))
+            give_rights(self._source, self._descriptor, replaced=same(self._source, self._target))
         self._flushed = self._background.submit(os.fsync, self._descriptor)
 
     def flush(self) -> None:
         """Wait until the file is on the disk; a full one may only show now."""
         assert self._flushed is not None, "a file without its edits is not published"
-        with _failing_as_output(self._target):
+        with failing_as_output(self._target):
             self._flushed.result()
 
     def publish(self) -> None:
         """Wait until the file is on the disk, then give it its name in one step."""
         self.flush()
-        with _failing_as_output(self._target):
+        with failing_as_output(self._target):
             self.path.replace(self._target)
-            _flush_directory(self._target.parent)
+            flush_directory(self._target.parent)
 
 
 @contextmanager
@@ -70,11 +76,11 @@ def stage(source: Path, target: Path) -> Iterator[Staging]:
     The mode is the source's, and the owner too where the source itself is replaced. The temporary file is
     removed again unless it was published. Raises `OutputError` when anything cannot be written.
     """
-    with _failing_as_output(target):
-        if _special(target):
+    with failing_as_output(target):
+        if special(target):
             raise OutputError("cannot be written: is no regular file", path=target, advice="name a file")
         target = followed(target)
-        descriptor, path = _open_beside(target)
+        descriptor, path = open_beside(target)
     try:
         # Leaving the executor waits for the copy and the flush, so the descriptor outlives both.
         with ThreadPoolExecutor(1) as background:
@@ -101,8 +107,8 @@ def stage_text(target: Path, text: Iterable[str]) -> AbstractContextManager[Call
 
     Raises `OutputError`.
     """
-    with _failing_as_output(target):
-        return _text_in_memory(target, text) if _special(target) else _text_beside(target, text)
+    with failing_as_output(target):
+        return _text_in_memory(target, text) if special(target) else _text_beside(target, text)
 
 
 @contextmanager
@@ -110,7 +116,7 @@ def _text_in_memory(target: Path, text: Iterable[str]) -> Iterator[Callable[[], 
     pieces = list(text)
 
     def publish() -> None:
-        with _failing_as_output(target):
+        with failing_as_output(target):
             # A pipe that nobody reads would keep open() waiting.
             descriptor = os.open(target, os.O_WRONLY | os.O_CLOEXEC | os.O_NONBLOCK)
             os.set_blocking(descriptor, True)
@@ -122,78 +128,24 @@ def _text_in_memory(target: Path, text: Iterable[str]) -> Iterator[Callable[[], 
 
 @contextmanager
 def _text_beside(target: Path, text: Iterable[str]) -> Iterator[Callable[[], None]]:
-    with _failing_as_output(target):
+    with failing_as_output(target):
         target = followed(target)
-        descriptor, path = _open_beside(target)
+        descriptor, path = open_beside(target)
     try:
-        with _failing_as_output(target), os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+        with failing_as_output(target), os.fdopen(descriptor, "w", encoding="utf-8") as stream:
             os.fchmod(stream.fileno(), 0o666 & ~_umask())
             stream.writelines(text)
             stream.flush()
             os.fsync(stream.fileno())
 
         def publish() -> None:
-            with _failing_as_output(target):
+            with failing_as_output(target):
                 path.replace(target)
 
         yield publish
     finally:
         with contextlib.suppress(FileNotFoundError):
             path.unlink()
-
-
-def refuse_input_as_output(source: Path, target: Path) -> None:
-    """Raise `UsageError` where writing `target` would replace the input."""
-    if _same(source, target):
-        raise UsageError(f"is the input as well as the output {target}", path=source, advice="use --in-place")
-
-
-def refuse_collisions(paths: Iterable[Path | None]) -> None:
-    """Raise `UsageError` where two of these names are of one file, so that one would overwrite the other."""
-    for one, other in combinations((path for path in paths if path is not None), 2):
-        if followed(one) == followed(other) or _same(one, other):
-            raise UsageError(f"is named twice, also as {other}", path=one, advice="give each file its own name")
-
-
-def followed(path: Path) -> Path:
-    """What a path leads to: a link stays a link, what it leads to is written."""
-    return Path(os.path.realpath(path))  # Path.resolve() raises for a link to itself
-
-
-def _special(path: Path) -> bool:
-    """Whether there is a pipe or a device of this name, which a rename would replace."""
-    try:
-        mode = path.stat().st_mode
-    except FileNotFoundError:
-        return False
-    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
-
-
-def _same(one: Path, other: Path) -> bool:
-    """Whether two names are of one file; not where either is missing."""
-    try:
-        return one.samefile(other)
-    except OSError:
-        return False
-
-
-@contextmanager
-def _failing_as_output(target: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(
-            f"cannot be written: {error.strerror}", path=target, advice="nothing was published"
-        ) from error
-
-
-def _open_beside(target: Path) -> tuple[int, Path]:
-    if target.is_dir():
-        raise OutputError("cannot be written: is a directory", path=target, advice="name a file")
-    # The system counts the bytes of a name, not its letters.
-    name = os.fsdecode(os.fsencode(target.name)[:200])
-    path = target.with_name(f".{name}.{secrets.token_hex(6)}.staticcall")
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), path
 
 
 def _copy_file(source: Path, descriptor: int, abandoned: Event) -> None:
@@ -218,7 +170,7 @@ def _write_edits(source: Path, descriptor: int, edits: Iterable[Edit]) -> None:
                     advice="it was changed meanwhile; run again",
                 )
             block[place] = edit.new
-        _write_all(descriptor, block, start)
+        write_all(descriptor, block, start)
 
 
 def _neighbourhoods(edits: Iterable[Edit]) -> Iterator[list[Edit]]:
@@ -231,27 +183,6 @@ def _neighbourhoods(edits: Iterable[Edit]) -> Iterator[list[Edit]]:
         group.append(edit)
     if group:
         yield group
-
-
-def _give_rights(source: Path, descriptor: int, *, replaced: bool) -> None:
-    """Give a copy its source's mode, and its owner if it takes the source's place.
-
-    The set-id bits lend the rights of the owner, so they are left out where that is somebody else.
-    """
-    wanted, own = source.stat(), os.fstat(descriptor)
-    if replaced:
-        with contextlib.suppress(PermissionError):
-            os.fchown(descriptor, wanted.st_uid, wanted.st_gid)
-            own = wanted
-    kept = (own.st_uid, own.st_gid) == (wanted.st_uid, wanted.st_gid)
-    os.fchmod(descriptor, stat.S_IMODE(wanted.st_mode) & ~(0 if kept else _SET_ID))
-
-
-def _write_all(descriptor: int, data: bytes | bytearray, offset: int) -> None:
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(descriptor, view, offset)
-        view, offset = view[written:], offset + written
 
 
 def _copy(source: int, target: int, size: int, abandoned: Event) -> None:
@@ -270,18 +201,8 @@ def _copy(source: int, target: int, size: int, abandoned: Event) -> None:
         data = os.pread(source, min(1 << 20, size - done), done)
         if not data:
             break
-        _write_all(target, data, done)
+        write_all(target, data, done)
         done += len(data)
-
-
-def _flush_directory(path: Path) -> None:
-    """Make a new name last. The file has it already, so a directory that cannot be read is no failure."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _umask() -> int:

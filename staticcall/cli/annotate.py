@@ -1,0 +1,58 @@
+"""`staticcall annotate`: objects get their table of static-call sites."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from staticcall.cli.outcome import complain
+from staticcall.cli.quick import Option
+from staticcall.pipeline.annotate import Order, annotate_files, outputs_of
+
+NAME = "annotate"
+
+OPTIONS = (
+    Option(("-o", "--output"), "output", "path", "Where the annotated object goes, for one FILE."),
+    Option(("--output-dir",), "folder", "path", "Where the annotated objects go, under their own names."),
+    Option(("--in-place",), "in_place", "flag", "Replace the inputs, each atomically.", default=False),
+    Option(
+        ("--section",),
+        "section",
+        "text",
+        "The table's section; static_call_sites for user programs, whose linker then finds its ends.",
+        default=Order().section,
+        metavar="NAME",
+    ),
+    Option(("--module",), "module", "flag", "Record a key without a symbol by its trampoline.", default=False),
+    Option(("-j", "--jobs"), "jobs", "count", "Files at a time.", default=1),
+    Option(("--quiet",), "quiet", "flag", "Print nothing but errors.", default=False),
+)
+
+HELP = """Give relocatable objects (.o, or archives of them) their .static_call_sites.
+
+Every call and jump to a trampoline gets the record and the relocations that the kernel's own build tool, objtool,
+makes; no kernel tree and no compiler plugin is needed. An object that has its table already, or has no sites, is
+left as it is.
+
+\b
+Examples:
+  staticcall annotate --in-place kernel/sched/core.o
+  staticcall annotate --module driver.o -o driver.annotated.o
+  staticcall annotate --section static_call_sites -j 4 --output-dir build/ *.o
+"""
+
+
+def run(files: tuple[str, ...], values: dict[str, Any]) -> int:
+    """Annotate; returns the worst exit code of all files."""
+    output, folder = (None if values[name] is None else Path(values[name]) for name in ("output", "folder"))
+    pairs = outputs_of([Path(file) for file in files], output, folder, in_place=values["in_place"])
+    order = Order(values["section"], values["module"])
+    code = 0
+    for done in annotate_files(pairs, order, jobs=values["jobs"]):
+        if done.error:
+            complain(done.error)
+            code = max(code, done.exit_code)
+        elif not values["quiet"]:
+            sys.stdout.write(done.line + "\n")
+    return code

@@ -1,0 +1,63 @@
+"""A quick way in for commands that a build runs by the thousand.
+
+Importing click takes longer than annotating an object. So these commands declare their options as values; what is
+certainly right is parsed here, and everything else (help, mistakes, spellings that click knows) is left to click,
+which is built from the same values (`staticcall.cli.clicked`).
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+
+class Option(NamedTuple):
+    """One option of a command.
+
+    `kind` is `flag`, `text`, `path` or `count`, a number of 1 or more; `key` is how its value is called.
+    """
+
+    names: tuple[str, ...]
+    key: str
+    kind: str
+    help: str
+    default: Any = None
+    metavar: str | None = None
+
+
+class Command(Protocol):
+    """A module that is a command: its positional files, its options, and what it does with them."""
+
+    NAME: str
+    OPTIONS: tuple[Option, ...]
+    __doc__: str | None
+
+    def run(self, files: tuple[str, ...], values: dict[str, Any]) -> int:
+        """Do it; returns the exit code."""
+        ...
+
+
+def parse(options: Sequence[Option], arguments: Sequence[str]) -> tuple[tuple[str, ...], dict[str, Any]] | None:
+    """The files and the value of every option, or None where anything about it needs a second look."""
+    by_name = {name: option for option in options for name in option.names}
+    values: dict[str, Any] = {option.key: option.default for option in options}
+    files: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        if not argument.startswith("-"):
+            files.append(argument)
+            continue
+        option = by_name.get(argument)
+        if option is None:
+            return None
+        if option.kind == "flag":
+            values[option.key] = True
+            continue
+        value = next(rest, "")
+        if not value or value.startswith("-"):
+            return None
+        if option.kind == "count":
+            if not value.isascii() or not value.isdigit() or not int(value):
+                return None
+            values[option.key] = int(value)
+        else:
+            values[option.key] = value
+    return (tuple(files), values) if files and all(files) else None

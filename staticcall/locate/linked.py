@@ -1,0 +1,39 @@
+"""Locating in linked images: table, code and trampolines become sites and keys with addresses."""
+
+from __future__ import annotations
+
+from staticcall.abi import static_call
+from staticcall.locate.dialect import read_dialect
+from staticcall.locate.keys import locate_keys
+from staticcall.locate.reconcile import findings_of, with_scan
+from staticcall.locate.sites import sites_of
+from staticcall.locate.table import find_table, read_records
+from staticcall.locate.trampolines import locate_trampolines, trampolines_behind
+from staticcall.model.image import Image
+from staticcall.model.sites import Located
+
+
+def locate(image: Image, *, table: str | None = None, scan: bool = False) -> Located:
+    """Locate every static call of a linked image.
+
+    `table` is START:STOP, two addresses in hex or two symbols, for an image that does not say itself where
+    its records are. With `scan` the code is searched as well. The sites come in order of their addresses.
+    Raises `MalformedError` for a table that cannot be one, and `UsageError` for a `table` that names nothing.
+    """
+    # One walk over the symbol table for all that has a name; a walk is a tenth of a report's time.
+    symbols = image.symbols.matching(static_call.SYMBOL_STEMS)
+    named = {symbol.name: symbol for symbol in reversed(symbols)}
+    place = find_table(image, named, table)
+    records = read_records(image, place) if place else []
+    dialect = read_dialect(image, named)
+    trampolines = locate_trampolines(image, symbols)
+    sites = sites_of(image, records)
+    # Where a destination has no name, its bytes may still say that it is a trampoline.
+    trampolines |= trampolines_behind(image, sites, trampolines)
+    keys = locate_keys(image, symbols, records, trampolines, sites)
+    if scan:
+        from staticcall.locate.scan import scan_code  # noqa: PLC0415 - imports numpy and capstone, 0.2 s
+
+        sites = with_scan(sites, scan_code(image, trampolines, sites), keys)
+    located = Located(place, sites, keys, trampolines, dialect, ())
+    return located._replace(findings=findings_of(image, located))

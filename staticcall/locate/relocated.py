@@ -1,0 +1,262 @@
+"""Sites of a relocatable object: the instructions whose relocation leads to a trampoline.
+
+In an object the displacement of a call is zero and its relocation names the trampoline. Which relocations are
+sites follows the kernel's own build tool (tools/objtool/check.c, Linux 6.12), measured on its output:
+
+- the section is executable, and none of `.altinstr_replacement`;
+- the instruction is a call, jmp or jcc with a displacement, whatever its prefixes; a jmp or jcc only inside of a
+  function with a size;
+- the trampoline is a global symbol `__SCT__...`, defined or not. A relocation against its section, or an
+  instruction of the same section that needs no relocation, counts if it leads exactly to its start.
+
+Loads of a trampoline's address (lea, mov, push) are no sites. Calls and jumps through a GOT entry are found too,
+which objtool does not know: a linker that finds the trampoline turns them into direct ones.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping
+from itertools import compress
+
+from staticcall.abi import elf64, static_call, x86
+from staticcall.abi.lengths import instruction_length
+from staticcall.model.image import Section
+from staticcall.model.object import Extents, ObjectFile, ObjectSymbol, RelocatedSite, Relocations
+from staticcall.model.sites import Form
+
+# Code that the kernel copies elsewhere before it runs.
+_NOT_RUN_IN_PLACE = ".altinstr_replacement"
+_PREFIX = static_call.TRAMPOLINE_PREFIX.encode()
+_GOT_TYPES = frozenset({elf64.R_X86_64_GOTPCREL, elf64.R_X86_64_GOTPCRELX, elf64.R_X86_64_REX_GOTPCRELX})
+_BRANCH_TYPES = frozenset({elf64.R_X86_64_PC32, elf64.R_X86_64_PLT32})
+_REL32_ADDEND = -x86.REL32_SIZE
+_LONG = {x86.CALL_REL32: Form.CALL, x86.JMP_REL32: Form.TAIL_JMP}
+_INDIRECT = {x86.GROUP5_CALL_RIP: Form.INDIRECT_CALL, x86.GROUP5_JMP_RIP: Form.INDIRECT_JMP}
+_OPCODES = bytes(
+    byte in (x86.CALL_REL32, x86.JMP_REL32, x86.JMP_REL8, x86.TWO_BYTE) or byte in x86.JCC_REL8 for byte in range(256)
+)
+
+Opcode = tuple[int, Form]
+_NO_FUNCTIONS: Extents = ([], [])
+
+
+def relocated_sites(file: ObjectFile) -> list[RelocatedSite]:
+    """Every site of an object, in order of sections and of offsets in them.
+
+    Raises `MalformedError` for relocations and symbols that lead out of their tables.
+    """
+    trampolines = {
+        symbol.number: symbol
+        for symbol in file.symbols.starting_with((_PREFIX,))
+        if symbol.binding == elf64.STB_GLOBAL and symbol.name != static_call.TRAMPOLINE_PREFIX
+    }
+    if not trampolines:
+        return []
+    search = _Search(file, trampolines)
+    entries: dict[int, list[Section]] = {}
+    for section in file.relocation_sections():
+        entries.setdefault(section.info, []).append(section)
+    found: list[RelocatedSite] = []
+    for section in file.sections:
+        if _runs_in_place(section):
+            found += search.sites_in(section, [file.relocations(own) for own in entries.get(section.number, ())])
+    return found
+
+
+def _runs_in_place(section: Section) -> bool:
+    code = section.flags & elf64.SHF_EXECINSTR and section.type != elf64.SHT_NOBITS
+    return bool(code) and section.name != _NOT_RUN_IN_PLACE
+
+
+class _Search:
+    """What the search of every section shares: the trampolines, by symbol and by place, and the functions."""
+
+    def __init__(self, file: ObjectFile, trampolines: Mapping[int, ObjectSymbol]) -> None:
+        self._file = file
+        self._trampolines = trampolines
+        self._places = {(t.section, t.value): t.number for t in trampolines.values() if t.section}
+        self._homes = {section for section, _ in self._places}
+        self._section_symbols: dict[int, int] = {}
+        if self._homes:
+            numbers = file.symbols.section_symbols()
+            self._section_symbols = {numbers[home]: home for home in self._homes if home in numbers}
+        self._wanted = trampolines.keys() | self._section_symbols.keys()
+        self._functions: Mapping[int, Extents] | None = None
+
+    def sites_in(self, section: Section, tables: list[Relocations]) -> list[RelocatedSite]:
+        """The sites of one section, in order of their offsets."""
+        code = self._file.content(section)
+        starts = _Starts(code, tables, self._starts_of(section))
+        found = [
+            site
+            for table in tables
+            for number in compress(range(table.count), map(self._wanted.__contains__, table.symbols()))
+            if (site := self._by_relocation(section, code, table, number, starts)) is not None
+        ]
+        if section.number in self._homes:
+            found += self._by_displacement(section, code, tables, starts)
+        found = [site for site in found if not site.tail or self._in_function(section, site.offset)]
+        found.sort(key=_by_offset)
+        return found
+
+    def _by_relocation(
+        self, section: Section, code: bytes, table: Relocations, number: int, starts: _Starts
+    ) -> RelocatedSite | None:
+        place, kind, symbol, addend = table.entry(number)
+        opcode = _opcode_before(code, place, kind)
+        if opcode is None:
+            return None
+        width = 1 if kind == elf64.R_X86_64_PC8 else x86.REL32_SIZE
+        # A displacement counts from its own end, and a relocation from its start.
+        trampoline = self._trampoline_at(symbol, addend + width, by_name=kind in _GOT_TYPES)
+        if trampoline is None:
+            return None
+        at, form = opcode
+        # Nothing but a branch has this type of relocation, so its opcode is known to be one.
+        first = starts.first_byte(at, certain=kind == elf64.R_X86_64_PLT32)
+        if first is None:
+            return None
+        entry = table.offset + number * elf64.RELA.size
+        return _site(section, first, at, form, trampoline, entry)
+
+    def _trampoline_at(self, symbol: int, offset: int, *, by_name: bool) -> int | None:
+        """The trampoline that starts at an offset from a symbol."""
+        if symbol in self._trampolines:
+            return None if offset else symbol
+        return None if by_name else self._places.get((self._section_symbols[symbol], offset))
+
+    def _by_displacement(
+        self, section: Section, code: bytes, tables: list[Relocations], starts: _Starts
+    ) -> Iterator[RelocatedSite]:
+        """The branches inside one section that the assembler resolved by itself."""
+        relocated: set[int] = set()
+        for table in tables:
+            relocated.update(table.places())
+        for at in compress(range(len(code)), code.translate(_OPCODES)):
+            branch = x86.decode(code[at : at + x86.JCC_SIZE], at)
+            if branch.destination is None or branch.opcode:
+                continue
+            trampoline = self._places.get((section.number, branch.destination))
+            width = 1 if branch.length == 2 else x86.REL32_SIZE
+            if trampoline is None or at + branch.length - width in relocated:
+                continue
+            first = starts.first_byte(at, certain=False)
+            if first is not None:
+                yield _site(section, first, at, branch.form, trampoline, None)
+
+    def _starts_of(self, section: Section) -> _Functions:
+        return _Functions(self, section.number)
+
+    def functions_in(self, section: int) -> Extents:
+        """The extents of a section's functions; looked for once for all sections, and only when asked."""
+        if self._functions is None:
+            self._functions = self._file.symbols.functions()
+        return self._functions.get(section, _NO_FUNCTIONS)
+
+    def _in_function(self, section: Section, offset: int) -> bool:
+        return self._starts_of(section).contains(offset)
+
+
+class _Functions:
+    """The functions of one section."""
+
+    def __init__(self, search: _Search, section: int) -> None:
+        self._search = search
+        self._section = section
+
+    def contains(self, offset: int) -> bool:
+        """Whether an offset lies in any of them; they may overlap."""
+        starts, ends = self._search.functions_in(self._section)
+        position = bisect_right(starts, offset) - 1
+        return position >= 0 and offset < ends[position]
+
+    def start_before(self, offset: int) -> int:
+        """The last start of a function at or before an offset, 0 where there is none."""
+        starts, _ = self._search.functions_in(self._section)
+        position = bisect_right(starts, offset) - 1
+        return starts[position] if position >= 0 else 0
+
+
+class _Starts:
+    """Where instructions start, in the code of one section.
+
+    Only bytes that may be prefixes pose the question. It is answered by decoding forward from the nearest place
+    that is known to be a start: a function's first byte, or the end of a relocated displacement that is the last
+    part of its instruction.
+    """
+
+    def __init__(self, code: bytes, tables: list[Relocations], functions: _Functions) -> None:
+        self._code = code
+        self._tables = tables
+        self._functions = functions
+        self._ends: list[int] | None = None
+
+    def first_byte(self, opcode: int, *, certain: bool) -> int | None:
+        """The offset of the first byte of the instruction whose opcode is at `opcode`; None where none is there.
+
+        `certain` says that the opcode is known to be one, so that only its prefixes are in question.
+        """
+        code = self._code
+        earliest = opcode
+        while earliest and code[earliest - 1] in x86.ANY_PREFIXES and opcode - earliest < x86.MAX_INSTRUCTION:
+            earliest -= 1
+        if certain and earliest == opcode:
+            return opcode
+        position = self._anchor(earliest)
+        while position < opcode:
+            length = instruction_length(code, position)
+            if length is None or position + length > opcode:
+                break
+            position += length
+        if position >= earliest:
+            return position
+        return opcode if certain else None
+
+    def _anchor(self, offset: int) -> int:
+        """The last known start at or before an offset."""
+        if self._ends is None:
+            self._ends = sorted(end for table in self._tables for end in _ends(table))
+        position = bisect_right(self._ends, offset) - 1
+        return max(self._ends[position] if position >= 0 else 0, self._functions.start_before(offset))
+
+
+def _ends(table: Relocations) -> Iterator[int]:
+    """The ends of all instructions that end with their relocated field, by the addend that says so."""
+    branches = map(_BRANCH_TYPES.__contains__, table.types())
+    last = map(_REL32_ADDEND.__eq__, table.addends())
+    for place in compress(table.places(), map(int.__mul__, branches, last)):
+        yield place + x86.REL32_SIZE
+
+
+def _opcode_before(code: bytes, place: int, kind: int) -> Opcode | None:
+    """The branch whose displacement a relocation of this type fills in: where its opcode is, and its form."""
+    if not 1 <= place <= len(code) - 1:
+        return None
+    last = code[place - 1]
+    if kind in _BRANCH_TYPES:
+        form = _LONG.get(last)
+        if form is not None:
+            return place - 1, form
+        if last in x86.JCC_REL32 and place >= 2 and code[place - 2] == x86.TWO_BYTE:
+            return place - 2, Form.JCC
+    elif kind in _GOT_TYPES:
+        form = _INDIRECT.get(last)
+        if form is not None and place >= 2 and code[place - 2] == x86.GROUP5:
+            return place - 2, form
+    elif kind == elf64.R_X86_64_PC8:
+        if last == x86.JMP_REL8:
+            return place - 1, Form.SHORT_JMP
+        if last in x86.JCC_REL8:
+            return place - 1, Form.JCC
+    return None
+
+
+def _site(section: Section, first: int, opcode: int, form: Form, trampoline: int, entry: int | None) -> RelocatedSite:
+    if form is Form.CALL and first < opcode:
+        form = Form.PREFIXED_CALL
+    return RelocatedSite(section.number, first, opcode - first, form, trampoline, entry)
+
+
+def _by_offset(site: RelocatedSite) -> int:
+    return site.offset

@@ -1,0 +1,230 @@
+"""What the reader hands on of a relocatable object: the whole file in memory, its tables by columns.
+
+In an object nothing has an address yet. A place is a section's number and an offset in it; who refers to what
+is said by relocations, which name symbols by their number.
+"""
+
+from array import array
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import accumulate, compress
+from typing import NamedTuple
+
+from staticcall.abi import elf64
+from staticcall.errors import MalformedError
+from staticcall.model.image import MOST_NAMES, Section
+from staticcall.model.sites import Form
+
+# Starts in ascending order, and for each the farthest end of all extents so far: they may overlap.
+Extents = tuple[list[int], list[int]]
+
+_SYMBOL_SIZE = elf64.SYMBOL.size
+_DAMAGED = "the symbol table is damaged"
+
+
+class ObjectSymbol(NamedTuple):
+    """One symbol, defined or not; `section` is 0 for an undefined one, and resolved where it does not fit 16 bits."""
+
+    number: int
+    name: str
+    type: int
+    binding: int
+    section: int
+    value: int
+    size: int
+
+
+class ObjectSymbols:
+    """The symbol table, asked by name, by number and by section.
+
+    `table` are its entries, `strings` the names, `extended` the 32-bit section numbers of a file that has too
+    many for 16 bits, else empty.
+    """
+
+    __slots__ = ("_extended", "_infos", "_strings", "_table")
+
+    def __init__(self, table: bytes, strings: bytes, extended: bytes) -> None:
+        self._table = table
+        self._strings = strings
+        self._extended = elf64.column(extended, "I", 0, 1)
+        self._infos = table[4::_SYMBOL_SIZE]
+
+    def __len__(self) -> int:
+        return len(self._infos)
+
+    @property
+    def raw(self) -> bytes:
+        """The entries as they are in the file."""
+        return self._table
+
+    def symbol(self, number: int) -> ObjectSymbol:
+        """The symbol with this number; raises `MalformedError` where there is none, or its name has no end."""
+        if not 0 <= number < len(self):
+            raise MalformedError(f"symbol {number} does not exist", advice=_DAMAGED)
+        name, info, _, section, value, size = elf64.SYMBOL.unpack_from(self._table, number * _SYMBOL_SIZE)
+        end = self._strings.find(b"\0", name)
+        if end < 0:
+            raise MalformedError(f"the name of symbol {number} runs past the string table", advice=_DAMAGED)
+        text = self._strings[name:end].decode("utf-8", "backslashreplace")
+        if section == elf64.SHN_XINDEX and number < len(self._extended):
+            section = self._extended[number]
+        return ObjectSymbol(number, text, info & 0xF, info >> 4, section, value, size)
+
+    def starting_with(self, prefixes: Iterable[bytes]) -> Iterator[ObjectSymbol]:
+        """Every symbol whose name starts with one of these, in table order."""
+        # Names may share their ends, so every occurrence is a candidate; the table's own offsets decide.
+        strings, offsets = self._strings, set[int]()
+        for prefix in prefixes:
+            place = strings.find(prefix)
+            while place >= 0:
+                offsets.add(place)
+                place = strings.find(prefix, place + 1)
+        if not offsets:
+            return
+        names = elf64.column(self._table, "I", 0, 6)
+        room = MOST_NAMES
+        for number in compress(range(len(names)), map(offsets.__contains__, names)):
+            symbol = self.symbol(number)
+            room -= len(symbol.name)
+            if room < 0:
+                raise MalformedError("a symbol's name is longer than any name", advice=_DAMAGED)
+            yield symbol
+
+    def named(self, name: str) -> list[ObjectSymbol]:
+        """Every symbol of exactly this name, in table order."""
+        return [symbol for symbol in self.starting_with((name.encode() + b"\0",)) if symbol.name == name]
+
+    def sections(self) -> "array[int]":
+        """The section number of every symbol, resolved."""
+        numbers = elf64.column(self._table, "H", 3, 12)
+        if not self._extended:
+            return numbers
+        wide = array("I", numbers)
+        for number in compress(range(len(wide)), map(elf64.SHN_XINDEX.__eq__, numbers)):
+            if number < len(self._extended):
+                wide[number] = self._extended[number]
+        return wide
+
+    def section_symbols(self) -> Mapping[int, int]:
+        """The number of the STT_SECTION symbol of each section that has one."""
+        mask = bytes(info & 0xF == elf64.STT_SECTION for info in range(256))
+        sections = self.sections()
+        found: dict[int, int] = {}
+        for number in compress(range(len(self)), self._infos.translate(mask)):
+            found.setdefault(sections[number], number)
+        return found
+
+    def functions(self) -> Mapping[int, Extents]:
+        """The extents of all functions with a size, by section."""
+        mask = bytes(info & 0xF == elf64.STT_FUNC for info in range(256))
+        sections = self.sections()
+        found: dict[int, list[tuple[int, int]]] = {}
+        for number in compress(range(len(self)), self._infos.translate(mask)):
+            _, _, _, _, value, size = elf64.SYMBOL.unpack_from(self._table, number * _SYMBOL_SIZE)
+            if size:
+                found.setdefault(sections[number], []).append((value, value + size))
+        return {section: _sorted(extents) for section, extents in found.items()}
+
+
+def _sorted(extents: list[tuple[int, int]]) -> Extents:
+    extents.sort()
+    return [start for start, _ in extents], list(accumulate((end for _, end in extents), max))
+
+
+class Relocations:
+    """One relocation section by columns: entry `n` is at file offset `offset` + 24 n and applies to section `target`.
+
+    Entries are in the file's order, which need not be that of the places they apply to.
+    """
+
+    __slots__ = ("_table", "count", "offset", "section", "target")
+
+    def __init__(self, section: Section, table: memoryview) -> None:
+        self.section = section.number
+        self.target = section.info
+        self.offset = section.offset
+        self.count = section.size // elf64.RELA.size
+        self._table = table
+
+    def symbols(self) -> "array[int]":
+        """The symbol number of every entry."""
+        return elf64.column(self._table, "I", 3, 6)
+
+    def types(self) -> "array[int]":
+        """The type of every entry."""
+        return elf64.column(self._table, "I", 2, 6)
+
+    def places(self) -> "array[int]":
+        """The offset in the target section of every entry."""
+        return elf64.column(self._table, "Q", 0, 3)
+
+    def addends(self) -> "array[int]":
+        """The addend of every entry."""
+        return elf64.column(self._table, "q", 2, 3)
+
+    def entry(self, number: int) -> tuple[int, int, int, int]:
+        """(place, type, symbol number, addend) of one entry."""
+        place, info, addend = elf64.RELA.unpack_from(self._table, number * elf64.RELA.size)
+        return place, info & 0xFFFFFFFF, info >> 32, addend
+
+
+class ObjectFile(NamedTuple):
+    """A relocatable object.
+
+    `sections` are in header order, number 0 included; `symtab` and `extended` are the numbers of the symbol table
+    and of its 32-bit section numbers, 0 where there is none. `end` is where the ELF file ends and, in a signed
+    module, its signature begins.
+    """
+
+    data: bytes
+    sections_at: int
+    names_index: int
+    sections: tuple[Section, ...]
+    symtab: int
+    extended: int
+    symbols: ObjectSymbols
+    end: int
+
+    def content(self, section: Section) -> bytes:
+        """The bytes of a section in the file; none for one that only exists in memory."""
+        if section.type == elf64.SHT_NOBITS:
+            return b""
+        return self.data[section.offset : section.offset + section.size]
+
+    def relocations(self, section: Section) -> Relocations:
+        """The entries of a relocation section with addends."""
+        return Relocations(section, memoryview(self.data)[section.offset : section.offset + section.size])
+
+    def relocation_sections(self) -> Iterator[Section]:
+        """The relocation sections with addends that name symbols of the symbol table, in header order."""
+        for section in self.sections:
+            if section.type == elf64.SHT_RELA and section.link == self.symtab:
+                yield section
+
+    @property
+    def signed(self) -> bool:
+        """Whether a module's signature is appended to the file."""
+        return self.end < len(self.data)
+
+
+class RelocatedSite(NamedTuple):
+    """A call or jump of an object that leads to a trampoline.
+
+    `offset` is that of the instruction's first byte, prefixes included, in section number `section`; the opcode
+    comes `opcode` bytes later. `trampoline` is the number of the trampoline's symbol. `entry` is the file offset of
+    the relocation that says so, None where the instruction itself does.
+    """
+
+    section: int
+    offset: int
+    opcode: int
+    form: Form
+    trampoline: int
+    entry: int | None
+
+    @property
+    def tail(self) -> bool:
+        """Whether control does not come back to the site."""
+        return self.form not in _CALLS
+
+
+_CALLS = frozenset({Form.CALL, Form.PREFIXED_CALL, Form.INDIRECT_CALL})

@@ -1,0 +1,144 @@
+"""read -> locate -> plan -> write -> verify for objects that get their table, one after the other or many at a time."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from staticcall.errors import InputError, StaticcallError, UsageError, about, printable
+from staticcall.locate.relocated import relocated_sites
+from staticcall.model.rewrite import Annotation
+from staticcall.plan.annotation import KERNEL_TABLE, plan_annotation
+from staticcall.read.archive import is_archive, read_members
+from staticcall.read.object import is_object, parse_object
+from staticcall.read.source import read_whole
+from staticcall.verify.objects.annotation import prove_annotation
+from staticcall.write.files import followed, refuse_collisions, same
+from staticcall.write.object import rewrite_object
+from staticcall.write.whole import stage_whole
+
+Data = bytes | bytearray
+
+
+class Order(NamedTuple):
+    """How to annotate: the table's section, and whether keys without a symbol are recorded by their trampoline."""
+
+    section: str = KERNEL_TABLE
+    module: bool = False
+
+
+class Done(NamedTuple):
+    """What became of one file, in a line for a person, or the error that came instead."""
+
+    line: str
+    error: str
+    exit_code: int
+
+
+Pair = tuple[Path, Path]
+
+
+def outputs_of(files: Sequence[Path], output: Path | None, folder: Path | None, *, in_place: bool) -> list[Pair]:
+    """Pair every input with its output; raises `UsageError` where that is not said, or said twice."""
+    if (output is not None) + (folder is not None) + in_place != 1:
+        raise UsageError("give one of -o, --output-dir and --in-place")
+    if output is not None:
+        if len(files) != 1:
+            raise UsageError(f"-o {output} is one file for {len(files)} inputs", advice="use --output-dir")
+        pairs = [(files[0], output)]
+    else:
+        pairs = [(path, followed(path) if folder is None else folder / path.name) for path in files]
+    if not in_place:
+        for path, target in pairs:
+            if same(path, target):
+                raise UsageError("is the input as well as the output", path=path, advice="use --in-place")
+    targets = {followed(target): path for path, target in pairs}
+    if len(targets) < len(pairs):
+        refuse_collisions([target for _, target in pairs])
+    for path, _ in pairs:
+        if not in_place and followed(path) in targets:
+            raise UsageError("is an input as well as the output of another", path=path)
+    return pairs
+
+
+def annotate_files(pairs: Sequence[Pair], order: Order, *, jobs: int = 1) -> Iterator[Done]:
+    """Annotate every input to its output, in order; one that fails does not take the others along."""
+    annotate = partial(_annotate_file, order=order)
+    if jobs == 1 or len(pairs) == 1:
+        yield from map(annotate, pairs)
+        return
+    from concurrent.futures import BrokenExecutor, ProcessPoolExecutor  # noqa: PLC0415 - 20 ms that one file does not need
+
+    try:
+        with ProcessPoolExecutor(min(jobs, len(pairs))) as pool:
+            yield from pool.map(annotate, pairs, chunksize=max(1, min(16, len(pairs) // (4 * jobs))))
+    except BrokenExecutor as error:
+        raise InputError("a process of -j was killed, perhaps for its memory", advice="give a smaller -j") from error
+
+
+def _annotate_file(pair: Pair, *, order: Order) -> Done:
+    path, target = pair
+    try:
+        with about(path):
+            data = read_whole(path)
+            result, line = _annotate_archive(data, order) if is_archive(data) else _annotate_object(data, order)
+            # Whatever is new in the result was proved by another reader.
+            if result is not None or not same(path, target):
+                with stage_whole(path, target, data if result is None else result, lasting=False) as (_, publish):
+                    publish()
+    except StaticcallError as error:
+        return Done("", str(error), error.exit_code)
+    return Done(f"{printable(str(path))}: {line}", "", 0)
+
+
+def _annotate_object(data: bytes, order: Order) -> tuple[Data | None, str]:
+    """The annotated object, None where it stays as it is, and what there is to say."""
+    file = parse_object(data)
+    # Every header and table was checked against the file's size.
+    annotation = plan_annotation(file, relocated_sites(file), section=order.section, module=order.module)
+    if annotation.rewrite is None:
+        return None, _said(annotation)
+    # Every site has one record, and every record a section symbol and a key.
+    result = rewrite_object(file, annotation.rewrite)
+    prove_annotation(data, result, section=order.section, module=order.module)
+    # Another reader found the old object in the new one, and its sites in the table.
+    return result, _said(annotation)
+
+
+def _annotate_archive(data: bytes, order: Order) -> tuple[Data | None, str]:
+    from staticcall.verify.archive import same_archive  # noqa: PLC0415 - only for archives
+    from staticcall.write.archive import rebuild  # noqa: PLC0415 - only for archives
+
+    members = read_members(data)
+    replaced: dict[int, bytes] = {}
+    lines = []
+    for number, member in enumerate(members):
+        content = data[member.offset : member.offset + member.size]
+        if not is_object(content):
+            continue  # the index, the names, and what belongs to somebody else
+        with about(Path(member.name)):
+            result, line = _annotate_object(content, order)
+        lines.append(f"\n  {printable(member.name)}: {line}")
+        if result is not None:
+            replaced[number] = bytes(result)
+    said = f"{len(replaced):,} of {len(lines):,} objects annotated" + "".join(lines)
+    if not replaced:
+        return None, said
+    archive = rebuild(data, members, replaced)
+    same_archive(data, archive)
+    return archive, said
+
+
+def _said(annotation: Annotation) -> str:
+    if annotation.annotated:
+        return "has its table already, left as it is"
+    plural = "" if annotation.records == 1 else "s"
+    line = f"{annotation.records:,} record{plural}" if annotation.records else "no sites, left as it is"
+    if annotation.indirect:
+        line += f" ({annotation.indirect:,} through the GOT not recorded, no kernel takes them)"
+    return line
+
+
+def describe(done: Iterable[Done]) -> Iterator[str]:
+    """What was done, in lines for a person."""
+    return (f"{one.line}\n" for one in done if not one.error)

@@ -1,0 +1,153 @@
+"""From an object's sites to the table that it shall have, record for record as the kernel's own build tool makes it.
+
+    .static_call_sites          eight zero bytes a record
+    .rela.static_call_sites     record + 0   R_X86_64_PC32   section symbol + offset of the site
+                                record + 4   R_X86_64_PC32   __SCK__x + 0, or + 1 for a tail
+
+All jmp and jcc records come first, then all calls, each in order of sections and offsets. `addr` goes through a
+section symbol, since one that could be preempted or interposed may lead elsewhere. Source: tools/objtool/check.c,
+create_static_call_sections(), Linux 6.12, measured on its output.
+
+What objtool does not know: sites in a section group get a table of their own in that group, so that a linker
+which drops the group drops their records too.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Mapping
+
+from staticcall.abi import elf64, static_call
+from staticcall.errors import UnsupportedError
+from staticcall.model.object import ObjectFile, RelocatedSite
+from staticcall.model.rewrite import Annotation, NewSection, Numbering, Rewrite, number_symbols
+from staticcall.model.sites import Form
+
+KERNEL_TABLE = static_call.TABLE_SECTIONS[0]
+_INDIRECT = frozenset({Form.INDIRECT_CALL, Form.INDIRECT_JMP})
+_KEY_FIELD = 4
+
+
+def plan_annotation(file: ObjectFile, sites: Iterable[RelocatedSite], *, section: str, module: bool) -> Annotation:
+    """Plan the table named `section` for the sites of an object, which come in order of sections and offsets.
+
+    With `module`, a site whose key has no symbol is recorded with its trampoline instead. No kernel accepts a call
+    through the GOT, so its own table leaves those out. Raises `UnsupportedError` for a key without a symbol.
+    """
+    if any(own.name in (section, *static_call.TABLE_SECTIONS) for own in file.sections):
+        return Annotation(None, 0, 0, annotated=True)
+    everything = list(sites)
+    recorded = everything
+    if section == KERNEL_TABLE:
+        recorded = [site for site in everything if site.form not in _INDIRECT]
+    indirect = len(everything) - len(recorded)
+    if not recorded:
+        return Annotation(None, 0, indirect, annotated=False)
+    if file.signed:
+        raise UnsupportedError("is a signed module without a table", advice="annotate the objects it is made of")
+    recorded.sort(key=_calls_last)  # stable, so the order of sections and offsets stays
+    named = file.symbols.section_symbols()
+    lacking = tuple(sorted({site.section for site in recorded} - named.keys()))
+    numbering = number_symbols(file, lacking)
+    bases = {number: numbering.new(symbol) for number, symbol in named.items()} | dict(numbering.section_symbols)
+    keys = _key_symbols(file, recorded, numbering, module=module)
+    groups = _groups(file)
+    tables: dict[int, list[RelocatedSite]] = {}
+    for site in recorded:
+        tables.setdefault(groups.get(site.section, 0), []).append(site)
+    sections: list[NewSection] = []
+    contents: dict[int, bytes] = {}
+    for group, members in sorted(tables.items()):
+        number = len(file.sections) + len(sections)
+        sections += _table(file, section, number, members, bases, keys, grouped=bool(group))
+        if group:
+            own = (number, number + 1)
+            contents[group] = file.content(file.sections[group]) + b"".join(map(elf64.WORD.pack, own))
+    rewrite = Rewrite(numbering, sections=tuple(sections), contents=contents)
+    return Annotation(rewrite, len(recorded), indirect, annotated=False)
+
+
+def _calls_last(site: RelocatedSite) -> bool:
+    return not site.tail
+
+
+def _key_symbols(
+    file: ObjectFile, sites: Iterable[RelocatedSite], numbering: Numbering, *, module: bool
+) -> Mapping[int, int]:
+    """The new number of the symbol that records name, by the trampoline's old number."""
+    keys: dict[str, int] = {}
+    for symbol in file.symbols.starting_with((static_call.KEY_PREFIX.encode(),)):
+        keys.setdefault(symbol.name, symbol.number)
+    found: dict[int, int] = {}
+    for site in sites:
+        if site.trampoline in found:
+            continue
+        trampoline = file.symbols.symbol(site.trampoline).name
+        name = static_call.KEY_PREFIX + trampoline.removeprefix(static_call.TRAMPOLINE_PREFIX)
+        number = keys.get(name, site.trampoline if module else None)
+        if number is None:
+            where = file.sections[site.section]
+            raise UnsupportedError(
+                f"has no symbol {name} for the {site.form} at {where.name}+{site.offset:#x}",
+                offset=where.offset + site.offset,
+                advice="declare the key where it is called, or give --module if it is a module's",
+            )
+        found[site.trampoline] = numbering.new(number)
+    return found
+
+
+def _groups(file: ObjectFile) -> dict[int, int]:
+    """The section group that each member belongs to, both by their numbers."""
+    found: dict[int, int] = {}
+    for section in file.sections:
+        if section.type == elf64.SHT_GROUP:
+            words = elf64.column(_words(file.content(section)), "I", 0, 1)
+            found.update(dict.fromkeys(words[1:], section.number))
+    return found
+
+
+def _words(content: bytes) -> bytes:
+    return content[: len(content) // elf64.WORD.size * elf64.WORD.size]
+
+
+def _table(
+    file: ObjectFile,
+    name: str,
+    number: int,
+    sites: list[RelocatedSite],
+    bases: Mapping[int, int],
+    keys: Mapping[int, int],
+    *,
+    grouped: bool,
+) -> tuple[NewSection, NewSection]:
+    """The table, which gets this section number, and its relocations, which get the next one."""
+    kind = elf64.R_X86_64_PC32
+    fields = array("Q")
+    place = 0
+    for site in sites:
+        fields.extend((place, bases[site.section] << 32 | kind, site.offset))
+        flag = static_call.TAIL_FLAG if site.tail else 0
+        fields.extend((place + _KEY_FIELD, keys[site.trampoline] << 32 | kind, flag))
+        place += static_call.RECORD_SIZE
+    flags = elf64.SHF_GROUP if grouped else 0
+    table = NewSection(
+        name,
+        elf64.SHT_PROGBITS,
+        elf64.SHF_WRITE | elf64.SHF_ALLOC | flags,
+        0,
+        0,
+        1,
+        static_call.RECORD_SIZE,
+        bytes(place),
+    )
+    relocations = NewSection(
+        f".rela{name}",
+        elf64.SHT_RELA,
+        elf64.SHF_INFO_LINK | flags,
+        file.symtab,
+        number,
+        8,
+        elf64.RELA.size,
+        elf64.little_endian(fields),
+    )
+    return table, relocations

@@ -1,0 +1,138 @@
+"""From a file to an `ObjectFile`: the whole of it in memory, its headers and tables checked against its size."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from staticcall.abi import elf64
+from staticcall.errors import MalformedError, UnsupportedError, about
+from staticcall.model.image import ByteSource, Section
+from staticcall.model.object import ObjectFile, ObjectSymbols
+from staticcall.read.headers import read_header, read_sections
+from staticcall.read.source import FileSource
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+# A module's signature: PKCS#7 data, twelve bytes of which the last four are its size, and this.
+# Source: include/linux/module_signature.h.
+_SIGNATURE_MARK = b"~Module signature appended~\n"
+_SIGNATURE_INFO_SIZE = 12
+_DAMAGED = "the section headers are damaged"
+
+
+class BytesSource:
+    """Bytes in memory as a `ByteSource`."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self.size = len(data)
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Return exactly `size` bytes from `offset` on; raises `MalformedError` when the data ends before."""
+        if offset < 0 or size < 0 or offset + size > self.size:
+            raise MalformedError(
+                f"{size} bytes are expected where the file has {max(self.size - offset, 0)}",
+                offset=offset,
+                advice="the file is truncated or its headers are wrong",
+            )
+        return self._data[offset : offset + size]
+
+    def check_unchanged(self) -> None:
+        """Memory does not change."""
+
+
+def is_object(data: bytes) -> bool:
+    """Whether this begins like a relocatable ELF object, of whatever machine."""
+    return data[:4] == elf64.MAGIC and data[16:18] == elf64.ET_REL.to_bytes(2, "little")
+
+
+def read_object(path: Path) -> ObjectFile:
+    """Read a relocatable x86-64 object from a regular file; errors name the file, else as `parse_object`."""
+    with about(path), FileSource(path) as source:
+        data = source.read(0, source.size)
+        source.check_unchanged()
+        return parse_object(data)
+
+
+def parse_object(data: bytes) -> ObjectFile:
+    """Read a relocatable x86-64 object from memory.
+
+    Raises `MalformedError` where it breaks the format, `UnsupportedError` where it is no ELF64 x86-64 object.
+    """
+    source: ByteSource = BytesSource(data)
+    header = read_header(source)
+    if header.type != elf64.ET_REL:
+        raise UnsupportedError("is no relocatable object", advice="give an .o or a .ko")
+    if header.segment_count:
+        raise UnsupportedError("is an object with program headers", advice="give one from a compiler or `ld -r`")
+    sections = read_sections(source, header)
+    symtabs = [section.number for section in sections if section.type == elf64.SHT_SYMTAB]
+    if len(symtabs) > 1:
+        raise MalformedError(f"has {len(symtabs)} symbol tables", advice=_DAMAGED)
+    symtab = symtabs[0] if symtabs else 0
+    extended = _extended_of(sections, symtab)
+    _check_tables(sections, symtab)
+    return ObjectFile(
+        data,
+        header.sections_at,
+        header.names_index,
+        sections,
+        symtab,
+        extended,
+        _symbols(source, sections, symtab, extended),
+        len(data) - _signature_size(data),
+    )
+
+
+def _extended_of(sections: tuple[Section, ...], symtab: int) -> int:
+    for section in sections:
+        if section.type == elf64.SHT_SYMTAB_SHNDX and section.link == symtab:
+            return section.number
+    return 0
+
+
+def _check_tables(sections: tuple[Section, ...], symtab: int) -> None:
+    for section in sections:
+        if section.type != elf64.SHT_RELA:
+            continue
+        if section.entry_size != elf64.RELA.size or section.size % elf64.RELA.size:
+            raise _damaged(section, f"is no array of {elf64.RELA.size}-byte entries")
+        if section.link == symtab and not 0 < section.info < len(sections):
+            raise _damaged(section, f"applies to section {section.info}, which does not exist")
+
+
+def _symbols(source: ByteSource, sections: tuple[Section, ...], symtab: int, extended: int) -> ObjectSymbols:
+    if not symtab:
+        return ObjectSymbols(b"", b"", b"")
+    section = sections[symtab]
+    if section.entry_size != elf64.SYMBOL.size or section.size % elf64.SYMBOL.size:
+        raise _damaged(section, f"is no array of {elf64.SYMBOL.size}-byte entries")
+    if section.info > section.size // elf64.SYMBOL.size:
+        raise _damaged(section, f"has {section.info} local symbols, more than there are")
+    if not 0 < section.link < len(sections) or sections[section.link].type != elf64.SHT_STRTAB:
+        raise _damaged(section, "names no string table")
+    strings = sections[section.link]
+    wide = b""
+    if extended:
+        numbers = sections[extended]
+        if numbers.size != section.size // elf64.SYMBOL.size * elf64.WORD.size:
+            raise _damaged(numbers, "does not fit the symbol table")
+        wide = source.read(numbers.offset, numbers.size)
+    table = source.read(section.offset, section.size)
+    return ObjectSymbols(table, source.read(strings.offset, strings.size), wide)
+
+
+def _damaged(section: Section, what: str) -> MalformedError:
+    return MalformedError(f"section {section.name or section.number} {what}", offset=section.offset, advice=_DAMAGED)
+
+
+def _signature_size(data: bytes) -> int:
+    """The size of what is appended to a signed module, 0 for all other files."""
+    if not data.endswith(_SIGNATURE_MARK):
+        return 0
+    end = len(data) - len(_SIGNATURE_MARK)
+    size = int.from_bytes(data[end - 4 : end], "big") + _SIGNATURE_INFO_SIZE + len(_SIGNATURE_MARK)
+    if size > len(data):
+        raise MalformedError("has a signature that is larger than the file", offset=end - 4, advice="sign it again")
+    return size
