@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import pytest
 
-from tests.support import guest, kernels, vmlinux
+from tests.support import guest, kbuild, kernels, modules, objects, vmlinux
 from tests.support.programs import Builder
 from tests.support.refusals import Room, make_room
 
@@ -42,6 +42,35 @@ def vmlinux_61() -> Path:
 def kernel(request: pytest.FixtureRequest) -> vmlinux.Vmlinux:
     """Each kernel, as the tests themselves read it."""
     return vmlinux.read(request.getfixturevalue(f"vmlinux_{request.param}"))
+
+
+@pytest.fixture(scope="session")
+def development() -> modules.Development:
+    """A kernel, its modules, and what modules for it are built with."""
+    try:
+        found = modules.development()
+    except kernels.KernelMissingError as error:
+        _unavailable(f"no kernel with headers and modules: {error}")
+    if missing := modules.missing_tools(found):
+        _unavailable(f"not installed: {', '.join(missing)}")
+    return found
+
+
+@pytest.fixture(scope="session")
+def kernel_objects(development: modules.Development) -> Path:
+    """A folder for each compiler, of objects of the kernel as it made them."""
+    try:
+        return kbuild.objects(development)
+    except kernels.KernelMissingError as error:
+        _unavailable(f"no objects of the kernel: {error}")
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> objects.Objects:
+    """Builds the made-up objects; each is built once and shared."""
+    if missing := objects.missing_tools():
+        _unavailable(f"not installed: {', '.join(missing)}")
+    return objects.Objects(tmp_path_factory.mktemp("objects"))
 
 
 @pytest.fixture(scope="session")

@@ -101,7 +101,7 @@ def test_a_plain_report_imports_no_heavy_library(tmp_path: Path) -> None:
     program = tmp_path / "empty"
     program.write_bytes(b"")
     code = (
-        "import sys; from staticcall.cli.main import run; run(['report', sys.argv[1]]);"
+        "import sys; from staticcall.cli.entry import run; run(['report', sys.argv[1]]);"
         "print(sorted({'numpy', 'lief', 'capstone', 'elftools', 'json', 'rich'} & sys.modules.keys()))"
     )
     run = subprocess.run([sys.executable, "-c", code, program], capture_output=True, text=True, check=True)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from staticcall.classify import classify
+from staticcall.classify.ladders import classify
 from staticcall.model.reasons import REASONS
 from staticcall.model.sites import (
     Answer,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from staticcall.cli.main import run
+from staticcall.cli.entry import run
 from tests.support.toolchain import bytes_at, symbols
 
 SOURCE = Path(__file__).parent.parent / "fixtures" / "kernel" / "kernel.S"

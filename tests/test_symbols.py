@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from staticcall.abi import static_call
-from staticcall.read import open_image
+from staticcall.read.image import open_image
 
 SPECIAL = (
     static_call.TABLE_START,

@@ -19,7 +19,7 @@ from staticcall.abi.static_call import NOP5, RET0_CS, RET0_DATA16, RET_SITE, RET
 from staticcall.errors import InputError, MalformedError, StaticcallError, UnsupportedError, VerificationError
 from staticcall.model.change import Edit, EditKind, Proof
 from staticcall.model.sites import Form
-from staticcall.verify import prove
+from staticcall.verify.proof import prove
 from staticcall.verify.compare import CHUNK
 from staticcall.verify.decode import Code, make_decoder
 from staticcall.verify.second_reader import same_layout

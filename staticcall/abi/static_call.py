@@ -83,3 +83,4 @@ XOR_SYMBOL: Final = "xor5rax"
 XOR_SIZE: Final = 5
 BANNER_SYMBOL: Final = "linux_banner"
 BANNER_SIZE: Final = 256
+MODULE_INFO_SECTION: Final = ".modinfo"

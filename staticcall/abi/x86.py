@@ -137,6 +137,22 @@ def retarget(code: bytes, address: int, target: int) -> bytes:
     return code[:-REL32_SIZE] + rel32(address + len(code), target)
 
 
+def placements(address: int, alignment: int, period: int) -> range:
+    """Every address modulo `period` that a place may end up at, if only its section's alignment is known.
+
+    Both are powers of two; an `alignment` of 0 says that the address is final.
+    """
+    if not alignment or alignment >= period:
+        return range(address % period, address % period + 1)
+    return range(address % alignment, period, alignment)
+
+
+def crosses_anywhere(address: int, size: int, block: int, alignment: int) -> bool | None:
+    """As `crosses`, over every placement that the alignment allows; None where it depends on the final address."""
+    answers = {crosses(place, size, block) for place in placements(address, alignment, block)}
+    return answers.pop() if len(answers) == 1 else None
+
+
 def crosses(address: int, size: int, block: int) -> bool:
     """Whether `size` bytes at `address` touch more than one aligned block of `block` bytes."""
     return address // block != (address + size - 1) // block

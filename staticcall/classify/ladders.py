@@ -12,7 +12,17 @@ from typing import Final, NamedTuple
 
 from staticcall.abi import x86
 from staticcall.abi.static_call import NOP5_ONLY_SINCE, TAIL_FLAG
-from staticcall.model.sites import Answer, Dialect, Form, Policy, PolicyName, Site, TargetKind, Verdict
+from staticcall.model.sites import (
+    Answer,
+    Dialect,
+    Form,
+    Policy,
+    PolicyName,
+    Site,
+    Source,
+    TargetKind,
+    Verdict,
+)
 
 BLOCK = 8
 
@@ -20,7 +30,8 @@ BLOCK = 8
 class Question(NamedTuple):
     """All that an answer depends on, and nothing else: sites that agree in this share their verdict.
 
-    `place` is the address of the instruction modulo the larger of line and block.
+    `place` is the address of the instruction modulo the larger of line and block; an object's site asks once for
+    each that its section's alignment allows.
     """
 
     form: Form
@@ -28,7 +39,7 @@ class Question(NamedTuple):
     opcode: int
     place: int
     line: int
-    recorded: bool
+    recorded: bool  # in the table or, in an object, shown by its relocation
     tail: bool
     by_trampoline: bool
     target: TargetKind
@@ -147,14 +158,17 @@ def classify(
     or shall lead to.
     """
     period = max(policy.line, BLOCK)
+    ladder = LADDERS[policy.name]
     return_thunks = dialect.kernel and dialect.return_thunk is not None
     nops_vary = dialect.kernel and dialect.release is not None and dialect.release < NOP5_ONLY_SINCE
     verdicts: list[Verdict] = []
     known: dict[tuple[object, ...], Verdict] = {}
-    for record, address, _, _, key, flags, (form, length, opcode, destination, _), _, _ in sites:
+    for record, address, _, _, _, alignment, key, flags, instruction, _, sources in sites:
         # Ten thousand sites ask a few hundred different questions.
+        form, length, opcode, destination, _ = instruction
         place, by_trampoline, target = address % period, destination in trampolines, target_of(key)
-        case = (form, length, opcode, place, record is None, flags, by_trampoline, target)
+        recorded = record is not None or Source.RELOCATION in sources
+        case = (form, length, opcode, place, alignment, recorded, flags, by_trampoline, target)
         verdict = known.get(case)
         if verdict is None:
             question = Question(
@@ -163,16 +177,23 @@ def classify(
                 opcode,
                 place,
                 policy.line,
-                record is not None,
+                recorded,
                 bool(flags & TAIL_FLAG),
                 by_trampoline,
                 target,
                 return_thunks,
                 nops_vary,
             )
-            verdict = known[case] = _climb(LADDERS[policy.name], question)
+            verdict = known[case] = _anywhere(ladder, question, alignment, period)
         verdicts.append(verdict)
     return verdicts
+
+
+def _anywhere(ladder: tuple[Rule, ...], question: Question, alignment: int, period: int) -> Verdict:
+    """The verdict that holds wherever the section may be placed, undecided where that makes a difference."""
+    places = x86.placements(question.place, alignment, period)
+    verdicts = {_climb(ladder, question._replace(place=place)) for place in places}
+    return verdicts.pop() if len(verdicts) == 1 else Verdict(Answer.UNDECIDED, "depends-on-address")
 
 
 def _climb(ladder: tuple[Rule, ...], question: Question) -> Verdict:

@@ -31,6 +31,7 @@ from staticcall.pipeline.patch import FORCEABLE, Wishes, describe, output_of, pa
     multiple=True,
     help="Do it although: " + "; ".join(f"{code}: {why}" for code, why in FORCEABLE.items()) + ".",
 )
+@click.option("--strip-signature", is_flag=True, help="Drop a module's signature, which would no longer hold.")
 @verbose_option
 @quiet_option
 @look_options
@@ -46,11 +47,15 @@ def command(
     edits: Path | None,
     report_path: Path | None,
     forced: tuple[str, ...],
+    strip_signature: bool,
     verbose: bool,
     quiet: bool,
     look: Look,
 ) -> int:
     """Write a copy of FILE whose static calls lead elsewhere, or straight to where they lead.
+
+    FILE is a linked image or a relocatable object (.o, .ko). In an object relocations are edited; a target that it
+    does not know becomes an undefined symbol.
 
     \b
     Examples:
@@ -65,7 +70,9 @@ def command(
         look, wishes = read_config(config, look, wishes, _given())
     others = (edits, report_path, config)
     target = None if dry_run else output_of(file, output, in_place=in_place, others=others)
-    patched = patch_image(file, look, wishes, output=target, edits=edits, report=report_path)
+    patched = patch_image(
+        file, look, wishes, output=target, edits=edits, report=report_path, strip_signature=strip_signature
+    )
     if not quiet:
         name = click.format_filename(file)
         click.echo(

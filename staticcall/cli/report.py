@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from staticcall.cli.outcome import complain
 from staticcall.cli.options import INPUT_FILE, look_options, quiet_option, verbose_option, version_option
+from staticcall.cli.outcome import complain
 from staticcall.errors import ExitCode
 from staticcall.model.sites import Severity
 from staticcall.pipeline.batch import Format, Rendered, join, publish, render_files

@@ -13,13 +13,14 @@ from staticcall.abi import static_call
 from staticcall.model.image import Image, Symbol
 from staticcall.model.sites import Dialect
 
-_VERSION = re.compile(r"Linux version (\d+)\.(\d+)")
+# A kernel says so in its banner, a module in its `.modinfo`.
+_VERSION = re.compile(r"(?:Linux version |vermagic=)(\d+)\.(\d+)")
 
 
 def read_dialect(image: Image, symbols: Mapping[str, Symbol]) -> Dialect:
     """Collect the evidence; `symbols` are those of the image that have one of the names concerned."""
     addresses = {name: symbol.address for name, symbol in symbols.items()}
-    banner = _banner(image, addresses.get(static_call.BANNER_SYMBOL))
+    banner = _banner(image, addresses.get(static_call.BANNER_SYMBOL)) or _vermagic(image)
     match = _VERSION.match(banner)
     release = (int(match[1]), int(match[2])) if match else None
     return Dialect(
@@ -40,6 +41,16 @@ def _banner(image: Image, address: int | None) -> str:
         return ""
     size = min(static_call.BANNER_SIZE, image.source.size - offset)
     return image.source.read(offset, size).partition(b"\0")[0].decode("ascii", "replace").strip()
+
+
+def _vermagic(image: Image) -> str:
+    """What a module says of the kernel that it was built for."""
+    section = image.section_named((static_call.MODULE_INFO_SECTION,)) if image.placement is not None else None
+    if section is None:
+        return ""
+    entries = image.source.read(section.offset, section.size).split(b"\0")
+    found = next((entry for entry in entries if entry.startswith(b"vermagic=")), b"")
+    return found.decode("ascii", "replace")
 
 
 def _ret0(image: Image, constant: int | None, release: tuple[int, int] | None) -> bytes:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from staticcall.abi import elf64, static_call
 from staticcall.errors import MalformedError
 from staticcall.locate.table import Record
+from staticcall.locate.trampolines import base_name
 from staticcall.model.image import Image, Relocation, Symbol
 from staticcall.model.sites import Key, Site, Slot, Trampoline
 
@@ -28,12 +29,17 @@ def locate_keys(
         # The old generation gave the key the bare name; a record may also name a trampoline.
         symbols |= image.symbols.names_at(nameless)
     slots = read_slots(image, sorted(addresses | symbols.keys()))
-    names = {address: symbols.get(address, "").removeprefix(prefix) or f"{address:#x}" for address in slots}
+    names = {address: _base_name(symbols.get(address, "")) or f"{address:#x}" for address in slots}
     homes = _trampolines_of(names, trampolines, sites)
     return {
         address: Key(names[address], symbols.get(address, ""), address, slot, homes.get(address))
         for address, slot in slots.items()
     }
+
+
+def _base_name(symbol: str) -> str:
+    """The static call's name in the symbol that a record names: the key's, or the trampoline's where that is all."""
+    return base_name(symbol) or symbol.removeprefix(static_call.KEY_PREFIX)
 
 
 def _trampolines_of(
@@ -60,7 +66,11 @@ def read_slots(image: Image, addresses: Iterable[int]) -> dict[int, Slot]:
     """
     slots: dict[int, Slot] = {}
     unpack = elf64.POINTER.unpack
+    undefined = set() if image.placement is None else set(image.placement.undefined.values())
     for address, offset, code in image.read_each(addresses, elf64.POINTER_SIZE):
+        if address in undefined:
+            slots[address] = Slot(None, 0, elsewhere=True)
+            continue
         relocation = image.relocations.get(address)
         if relocation is not None and relocation.file_offset is not None:
             slots[address] = _relocated_slot(relocation, relocation.file_offset)

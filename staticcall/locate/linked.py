@@ -1,10 +1,11 @@
-"""Locating in linked images: table, code and trampolines become sites and keys with addresses."""
+"""Locating in linked images, and in objects placed like them: table, code and trampolines become sites and keys."""
 
 from __future__ import annotations
 
 from staticcall.abi import static_call
 from staticcall.locate.dialect import read_dialect
 from staticcall.locate.keys import locate_keys
+from staticcall.locate.placed import sources_of, with_relocated
 from staticcall.locate.reconcile import findings_of, with_scan
 from staticcall.locate.sites import sites_of
 from staticcall.locate.table import find_table, read_records
@@ -14,7 +15,7 @@ from staticcall.model.sites import Located
 
 
 def locate(image: Image, *, table: str | None = None, scan: bool = False) -> Located:
-    """Locate every static call of a linked image.
+    """Locate every static call of an image.
 
     `table` is START:STOP, two addresses in hex or two symbols, for an image that does not say itself where
     its records are. With `scan` the code is searched as well. The sites come in order of their addresses.
@@ -27,7 +28,11 @@ def locate(image: Image, *, table: str | None = None, scan: bool = False) -> Loc
     records = read_records(image, place) if place else []
     dialect = read_dialect(image, named)
     trampolines = locate_trampolines(image, symbols)
-    sites = sites_of(image, records)
+    if image.placement is not None:
+        records, shown = with_relocated(image.placement, records, symbols)
+        sites = tuple(site._replace(sources=sources_of(site, shown)) for site in sites_of(image, records))
+    else:
+        sites = sites_of(image, records)
     # Where a destination has no name, its bytes may still say that it is a trampoline.
     trampolines |= trampolines_behind(image, sites, trampolines)
     keys = locate_keys(image, symbols, records, trampolines, sites)

@@ -33,7 +33,7 @@ def with_scan(sites: tuple[Site, ...], scanned: tuple[Site, ...], keys: dict[int
     by_address = {site.address: site for site in scanned}
     recorded = {site.address for site in sites}
     joined = [
-        site._replace(sources=(Source.TABLE, Source.SCAN)) if site.address in by_address else site for site in sites
+        site._replace(sources=(*site.sources, Source.SCAN)) if site.address in by_address else site for site in sites
     ]
     owners = {key.trampoline.address: key.address for key in keys.values() if key.trampoline}
     strays = (
@@ -49,8 +49,10 @@ def findings_of(image: Image, located: Located) -> tuple[Finding, ...]:
     if located.table is None and not located.sites and not located.trampolines:
         return (Finding("no-static-calls", Severity.NOTE, "the image has no static calls"),)
     findings: list[Finding] = []
-    if located.table is None:
+    if located.table is None and image.placement is None:
         findings.append(Finding("no-table", Severity.WARNING, "the image has trampolines and no table of sites"))
+    elif located.table is None and located.sites:
+        findings.append(Finding("no-table", Severity.NOTE, "the object has no table of sites; annotate makes one"))
     findings += _about_trampolines(located)
     incoherent = [key for key in located.keys.values() if key.trampoline and not coherent(located, key, key.trampoline)]
     odd = list(_odd_sites(image, located))
@@ -72,10 +74,10 @@ def _odd_sites(image: Image, located: Located) -> Iterator[tuple[Site, bool]]:
     code = {section.name for section in image.sections if section.executable} or {""}
     own = {address: key.trampoline.address for address, key in located.keys.items() if key.trampoline}
     for site in located.sites:
-        record, _, _, section, key, flags, (form, _, _, destination, _), _, _ = site
+        record, _, _, section, _, _, key, flags, (form, _, _, destination, _), _, _ = site
         in_code = section in code
         plain = _PLAIN.get(form) == flags and destination == own.get(key or 0)
-        if not plain or record is None or not in_code:
+        if not plain or (record is None and located.table) or not in_code:
             yield site, in_code
 
 
@@ -103,7 +105,7 @@ def _about_key(located: Located, key: Key, names: Mapping[int, str]) -> Finding:
 def coherent(located: Located, key: Key, trampoline: Trampoline) -> bool:
     """Whether a trampoline does what its key's `func` says."""
     slot, destination = key.slot, trampoline.destination
-    if slot.symbol:
+    if slot.symbol or slot.elsewhere or trampoline.form is TrampolineForm.ELSEWHERE:
         return True
     if trampoline.form is TrampolineForm.INDIRECT_JMP:
         return trampoline.slot == key.address
@@ -119,14 +121,15 @@ def leads_to_trampoline(located: Located, site: Site) -> bool:
 
 def _about_site(located: Located, site: Site, names: Mapping[int, str], *, in_code: bool) -> Iterator[Finding]:
     if Source.TABLE not in site.sources:
-        trampoline = located.trampolines[site.instruction.destination or 0]
-        yield Finding(
-            "unrecorded-site",
-            Severity.WARNING,
-            f"the {site.instruction.form} at {site.address:#x} leads to trampoline {trampoline.label}"
-            " and has no record",
-            site.address,
-        )
+        if located.table:
+            trampoline = located.trampolines.get(site.instruction.destination or 0)
+            yield Finding(
+                "unrecorded-site",
+                Severity.WARNING,
+                f"the {site.instruction.form} at {site.where} leads to trampoline"
+                f" {trampoline.label if trampoline else site.instruction.slot} and has no record",
+                site.address,
+            )
         return
     if not in_code:
         yield Finding(

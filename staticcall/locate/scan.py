@@ -30,9 +30,10 @@ _LONGEST_FUNCTION = 1 << 20
 
 
 class Code(NamedTuple):
-    """One run of executable bytes; `address` is linked, `offset` in the file."""
+    """One run of executable bytes; `address` is linked, `offset` in the file, `alignment` as a site has it."""
 
     section: str
+    alignment: int
     address: int
     offset: int
     data: bytes
@@ -67,6 +68,8 @@ def _site(code: Code, start: int, data: bytes, instruction: Instruction) -> Site
         address=start,
         file_offset=code.offset + start - code.address,
         section=code.section,
+        offset=start - code.address if code.section else start,
+        alignment=code.alignment,
         key=None,
         flags=int(instruction.form not in (Form.CALL, Form.PREFIXED_CALL)),
         instruction=instruction,
@@ -78,18 +81,22 @@ def _site(code: Code, start: int, data: bytes, instruction: Instruction) -> Site
 def _runs(image: Image) -> Iterator[Code]:
     """The executable sections, or the executable segments of a file without sections, in address order."""
     sections = [s for s in image.sections if s.executable and s.type != elf64.SHT_NOBITS]
-    places = [(s.address, s.offset, s.size, s.name) for s in sections if s.name not in _NOT_RUN_IN_PLACE]
+    places = [
+        (s.address, s.offset, s.size, s.name, image.alignment_known(s))
+        for s in sections
+        if s.name not in _NOT_RUN_IN_PLACE
+    ]
     if not sections:
         places = [
-            (s.address, s.offset, s.file_size, "")
+            (s.address, s.offset, s.file_size, "", 0)
             for s in image.segments
             if s.type == elf64.PT_LOAD and s.flags & elf64.PF_X
         ]
-    if sum(size for _, _, size, _ in places) > image.source.size:
+    if sum(size for _, _, size, _, _ in places) > image.source.size:
         raise MalformedError("executable sections overlap", advice="the section headers are damaged")
-    for address, offset, size, name in sorted(places):
+    for address, offset, size, name, alignment in sorted(places):
         if size:
-            yield Code(name, address, offset, image.source.read(offset, size))
+            yield Code(name, alignment, address, offset, image.source.read(offset, size))
 
 
 def _opcodes(code: Code, trampolines: dict[int, Trampoline]) -> list[int]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from staticcall.abi import x86
 from staticcall.errors import MalformedError
 from staticcall.locate.table import Record
-from staticcall.model.image import Image, Section
+from staticcall.model.image import Image
 from staticcall.model.sites import Site, Source
 
 _BY_TABLE = (Source.TABLE,)
@@ -20,7 +20,7 @@ def sites_of(image: Image, records: Sequence[Record]) -> tuple[Site, ...]:
     """
     decode = x86.decode
     sites: list[Site] = []
-    start = stop = 0
+    start = stop = alignment = 0
     section = ""
     codes = image.read_each([record.address for record in records], x86.MAX_INSTRUCTION)
     for (address, number, key, flags), (_, offset, code) in zip(records, codes, strict=True):
@@ -31,14 +31,17 @@ def sites_of(image: Image, records: Sequence[Record]) -> tuple[Site, ...]:
             )
         if not start <= address < stop:
             # Sites come by the thousand from the same few sections.
-            start, stop, section = _extent(image.section_at(address), address)
+            start, stop, section, alignment = _extent(image, address)
         instruction = decode(code, address)
         code = code[: instruction.length]  # noqa: PLW2901 - what was read is what it may be at most
-        sites.append(Site(number, address, offset, section, key, flags, instruction, code, _BY_TABLE))
+        at = address - start
+        sites.append(Site(number, address, offset, section, at, alignment, key, flags, instruction, code, _BY_TABLE))
     return tuple(sites)
 
 
-def _extent(section: Section | None, address: int) -> tuple[int, int, str]:
+def _extent(image: Image, address: int) -> tuple[int, int, str, int]:
+    """Start, end and name of the section around an address, and its alignment where that is all that is known."""
+    section = image.section_at(address)
     if section is None:
-        return address, address + 1, ""
-    return section.address, section.address + section.size, section.name
+        return 0, 0, "", 0
+    return section.address, section.address + section.size, section.name, image.alignment_known(section)

@@ -10,22 +10,31 @@ from staticcall.model.sites import Table
 
 
 class Record(NamedTuple):
-    """One record of the table, its self-relative fields resolved to linked addresses, the flags apart."""
+    """One record of the table, its self-relative fields resolved to linked addresses, the flags apart.
+
+    A site that a relocation shows and no record lists has none of a `number`.
+    """
 
     address: int
-    number: int
+    number: int | None
     key: int
     flags: int
 
 
 def find_table(image: Image, symbols: Mapping[str, Symbol], wanted: str | None = None) -> Table | None:
     """Find the table by the user's word, its section, or the linker's start and stop symbols, in this order."""
+    if wanted is not None and image.placement is not None:
+        raise UsageError("--table is for linked images", advice="an object's table is found by its section")
     if wanted is not None:
         start, stop = _named_range(image, wanted)
         return _checked(image, Table(start, stop, "named by the user"))
     section = image.section_named(static_call.TABLE_SECTIONS)
     if section is not None and section.flags & elf64.SHF_ALLOC and section.type != elf64.SHT_NOBITS:
-        return _checked(image, Table(section.address, section.address + section.size, f"section {section.name}"))
+        stop = section.address + section.size
+        if image.placement is not None:
+            # An object has one table for each section group; they were placed side by side.
+            stop = max(s.address + s.size for s in image.sections if s.name in static_call.TABLE_SECTIONS)
+        return _checked(image, Table(section.address, stop, f"section {section.name}"))
     first, last = symbols.get(static_call.TABLE_START), symbols.get(static_call.TABLE_STOP)
     if first and last:
         return _checked(image, Table(first.address, last.address, "start and stop symbols"))

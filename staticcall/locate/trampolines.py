@@ -23,7 +23,12 @@ def locate_trampolines(image: Image, symbols: Iterable[Symbol]) -> dict[int, Tra
     """Every trampoline among the symbols, by linked address."""
     names = {symbol.address: name for symbol in symbols if (name := base_name(symbol.name)) is not None}
     codes = image.read_each(sorted(names), TRAMPOLINE_SIZE)
-    return {address: decode_trampoline(names[address], address, code) for address, _, code in codes if code}
+    found = {address: decode_trampoline(names[address], address, code) for address, _, code in codes if code}
+    if image.placement is not None:
+        for address in names.keys() & set(image.placement.undefined.values()):
+            form = TrampolineForm.ELSEWHERE
+            found[address] = Trampoline(names[address], address, form, None, None, "", b"")
+    return found
 
 
 def base_name(symbol: str) -> str | None:

@@ -12,13 +12,16 @@ class EditKind(Word):
     TRAMPOLINE = "trampoline"
     KEY = "key"
     RELOCATION = "relocation"
+    LAYOUT = "layout"
 
 
 class Edit(NamedTuple):
     """Bytes to replace: the old ones are carried along, so every edit can be checked and undone.
 
-    For code, `form` and `destination` say what the new bytes are meant to be, for a decoder that did not
-    write them. `key` is the key's name, `address` the linked address of the first byte.
+    `file_offset` counts in the original, and only the end of an object may change its length. For code, `form` and
+    `destination` say what the new bytes are meant to be, for a decoder that did not write them. `key` is the key's
+    name, empty for what belongs to the whole file; `address` is the linked address of the first byte, None in a
+    relocatable object.
     """
 
     file_offset: int
@@ -26,7 +29,7 @@ class Edit(NamedTuple):
     new: bytes
     kind: EditKind
     key: str
-    address: int
+    address: int | None
     form: Form | None = None
     destination: int | None = None
 
@@ -46,10 +49,14 @@ class KeyChange(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """Sorted, disjoint edits of one file, grouped by the key they belong to."""
+    """Sorted, disjoint edits of one file, grouped by the key they belong to.
+
+    `undefined` are the names of functions that an object shall refer to and does not know yet.
+    """
 
     edits: tuple[Edit, ...]
     changes: tuple[KeyChange, ...]
+    undefined: tuple[str, ...] = ()
 
 
 class Proof(NamedTuple):

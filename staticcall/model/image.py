@@ -1,13 +1,17 @@
 """What the reader hands on: a linked ELF image whose bytes stay in the file until somebody asks."""
 
+from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import compress
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from staticcall.abi import elf64
 from staticcall.errors import MalformedError
+
+if TYPE_CHECKING:
+    from staticcall.model.object import ObjectFile
 
 # Small neighbouring reads in address order are served from one large one.
 _WINDOW = 1 << 17
@@ -222,8 +226,25 @@ class Relocation(NamedTuple):
     symbol: str
 
 
+class Placement(NamedTuple):
+    """Where the parts of a relocatable object are pretended to be, so that it can be read like a linked file.
+
+    `bases` has the address of each section by its number, 0 for what is not loaded; `addresses` that of each symbol
+    by its number, undefined ones included, which get places of their own. `end` is the first address behind all.
+    Every base is a multiple of its section's alignment, and means nothing beyond that. `file` is the object.
+    """
+
+    file: "ObjectFile"
+    bases: "array[int]"
+    addresses: "array[int]"
+    undefined: Mapping[int, int]
+    end: int
+
+
 class Image:
-    """A linked ELF64 x86-64 file: its tables in memory, everything else still in the file.
+    """A linked ELF64 x86-64 file, or a relocatable object placed as if it were linked.
+
+    Its tables are in memory, everything else is still in the file.
 
     Addresses are linked addresses, offsets are file offsets, both in bytes. Nothing here changes after it
     was built.
@@ -232,9 +253,11 @@ class Image:
     __slots__ = (
         "_load_starts",
         "_loads",
+        "_places",
         "build_id",
         "elf_type",
         "path",
+        "placement",
         "relocations",
         "sections",
         "segments",
@@ -242,7 +265,7 @@ class Image:
         "symbols",
     )
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the fields of one value, all by keyword
         self,
         *,
         path: Path,
@@ -253,6 +276,7 @@ class Image:
         symbols: SymbolTable,
         relocations: Mapping[int, Relocation],
         build_id: str | None,
+        placement: "Placement | None" = None,
     ) -> None:
         self.path = path
         self.source = source
@@ -262,6 +286,12 @@ class Image:
         self.symbols = symbols
         self.relocations = relocations
         self.build_id = build_id
+        self.placement = placement
+        self._places = sorted(
+            (section.address, section.number)
+            for section in sections
+            if section.flags & elf64.SHF_ALLOC and not section.flags & elf64.SHF_TLS and section.size
+        )
         self._loads = sorted(
             (segment for segment in segments if segment.type == elf64.PT_LOAD and segment.file_size),
             key=lambda segment: segment.address,
@@ -270,7 +300,7 @@ class Image:
 
     @property
     def kernel(self) -> bool:
-        """Whether this is a kernel: x86-64 kernels, and nothing else, are linked in the upper half."""
+        """Whether this is a kernel or a part of one: they, and nothing else, are linked in the upper half."""
         return any(segment.address >> 63 for segment in self._loads)
 
     @property
@@ -331,12 +361,22 @@ class Image:
             at = address - window_start
             yield address, address + delta, window[at : at + size]
 
+    def in_file(self, offset: int, code: bytes) -> bytes:
+        """Code as it is in the file, where an object's displacements are not filled in yet."""
+        return code if self.placement is None else self.placement.file.data[offset : offset + len(code)]
+
     def section_at(self, address: int) -> Section | None:
         """The section that covers a linked address; sections that only exist in memory do not count."""
-        for section in self.sections:
-            if section.contains(address) and not section.flags & elf64.SHF_TLS:
-                return section
-        return None
+        position = bisect_right(self._places, (address, len(self.sections))) - 1
+        section = self.sections[self._places[position][1]] if position >= 0 else None
+        return section if section and section.contains(address) else None
+
+    def alignment_known(self, section: Section) -> int:
+        """A section's alignment if that is all that is known of its address; 0 in a linked image, where it is final."""
+        if self.placement is None:
+            return 0
+        alignment = section.alignment
+        return alignment if alignment and not alignment & (alignment - 1) else 1
 
     def section_named(self, names: Iterable[str]) -> Section | None:
         """The first section with one of these names, in the order of the names."""

@@ -18,6 +18,8 @@ from staticcall.model.sites import Form
 Extents = tuple[list[int], list[int]]
 
 _SYMBOL_SIZE = elf64.SYMBOL.size
+# In a file with many sections, what is none of them must not look like one.
+_NO_SECTION = 0xFFFF0000
 _DAMAGED = "the symbol table is damaged"
 
 
@@ -65,8 +67,8 @@ class ObjectSymbols:
         if end < 0:
             raise MalformedError(f"the name of symbol {number} runs past the string table", advice=_DAMAGED)
         text = self._strings[name:end].decode("utf-8", "backslashreplace")
-        if section == elf64.SHN_XINDEX and number < len(self._extended):
-            section = self._extended[number]
+        if self._extended and section >= elf64.SHN_LORESERVE:
+            section = self._wide(number, section)
         return ObjectSymbol(number, text, info & 0xF, info >> 4, section, value, size)
 
     def starting_with(self, prefixes: Iterable[bytes]) -> Iterator[ObjectSymbol]:
@@ -94,15 +96,19 @@ class ObjectSymbols:
         return [symbol for symbol in self.starting_with((name.encode() + b"\0",)) if symbol.name == name]
 
     def sections(self) -> "array[int]":
-        """The section number of every symbol, resolved."""
+        """The section number of every symbol, resolved; more than any section's for an absolute or common one."""
         numbers = elf64.column(self._table, "H", 3, 12)
         if not self._extended:
             return numbers
         wide = array("I", numbers)
-        for number in compress(range(len(wide)), map(elf64.SHN_XINDEX.__eq__, numbers)):
-            if number < len(self._extended):
-                wide[number] = self._extended[number]
+        for number in compress(range(len(wide)), map(elf64.SHN_LORESERVE.__le__, numbers)):
+            wide[number] = self._wide(number, wide[number])
         return wide
+
+    def _wide(self, number: int, section: int) -> int:
+        if section == elf64.SHN_XINDEX and number < len(self._extended):
+            return self._extended[number]
+        return section | _NO_SECTION
 
     def section_symbols(self) -> Mapping[int, int]:
         """The number of the STT_SECTION symbol of each section that has one."""

@@ -22,5 +22,6 @@ REASONS: Final[Mapping[str, str]] = {
     "nop-chosen-at-boot": "the key is NULL and kernels before 5.13 choose their nop by the processor",
     "unknown-instruction": "the bytes are no form of a static call",
     "warn-trap": "the site is a WARN trap",
+    "depends-on-address": "whether it crosses is only known where the section gets its final address",
     "not-recorded": "found by code only; without a record nothing may patch it",
 }

@@ -33,10 +33,3 @@ class ImageReport(NamedTuple):
     summary: Summary
     findings: tuple[Finding, ...]
     sha256: str | None
-
-    @property
-    def section_addresses(self) -> dict[str, int]:
-        """The linked address of each section that sites lie in."""
-        names = {site.section for site in self.sites}
-        # Sections of the same name exist; the first one with sites is the one meant here.
-        return {section.name: section.address for section in reversed(self.image.sections) if section.name in names}

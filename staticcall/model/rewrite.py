@@ -54,7 +54,7 @@ class Rewrite(NamedTuple):
 
     `numbering` has the new section symbols, `undefined` names new undefined global symbols, which get the last
     numbers, `sections` are appended. `contents` are sections that change their size, by number; `patches` are bytes
-    that change in place, by file offset. `keep_signature` is only said of a file that has one.
+    that change in place, by file offset. A module's signature goes with `strip_signature`.
     """
 
     numbering: Numbering
@@ -62,6 +62,7 @@ class Rewrite(NamedTuple):
     sections: tuple[NewSection, ...] = ()
     contents: Mapping[int, bytes] = {}
     patches: Mapping[int, bytes] = {}
+    strip_signature: bool = False
 
 
 class Annotation(NamedTuple):

@@ -53,20 +53,29 @@ class Source(Word):
 class Site(NamedTuple):
     """One place that calls or jumps through a static call.
 
-    `address` is the record's address: the instruction's first byte, prefixes included. `code` is the
-    instruction as it is in the file. `key` is the key's address with the flags removed; a site found by
-    code only has the key of the trampoline it leads to, and `record` None.
+    `address` is the record's address: the instruction's first byte, prefixes included; `offset` counts from the
+    start of its section. `code` is the instruction as it is in the file. `key` is the key's address with the flags
+    removed; a site found by code only has the key of the trampoline it leads to, and `record` None. In a
+    relocatable object addresses are pretended (see `Placement`), and `alignment` is that of the section: all that
+    is known of where it will be. It is 0 where the address is final.
     """
 
     record: int | None
     address: int
     file_offset: int
     section: str
+    offset: int
+    alignment: int
     key: int | None
     flags: int
     instruction: Instruction
     code: bytes
     sources: tuple[Source, ...]
+
+    @property
+    def where(self) -> str:
+        """The site's place in words: its address, or section and offset in a relocatable object."""
+        return f"{self.section}+{self.offset:#x}" if self.alignment else f"{self.address:#x}"
 
     @property
     def tail(self) -> bool:
@@ -81,6 +90,7 @@ class TrampolineForm(Word):
     RET = "ret"
     INDIRECT_JMP = "indirect_jmp"
     CALL_RET = "call_ret"
+    ELSEWHERE = "elsewhere"
     UNKNOWN = "unknown"
 
 
@@ -110,13 +120,14 @@ class Slot(NamedTuple):
 
     `file_offset` is where an edit of the value goes: the slot's own bytes, or the addend of its entry in
     `.rela.dyn` (`by_addend`). `symbol` names the dynamic symbol of a slot whose value only the dynamic
-    linker knows.
+    linker knows. A slot `elsewhere` belongs to a key that another object defines.
     """
 
     file_offset: int | None
     value: int
     by_addend: bool = False
     symbol: str = ""
+    elsewhere: bool = False
 
 
 class Key(NamedTuple):
@@ -218,7 +229,7 @@ class Located(NamedTuple):
     def kind_of(self, key: Key) -> TargetKind:
         """What kind of target a key leads to at present."""
         slot = key.slot
-        if slot.symbol:
+        if slot.symbol or slot.elsewhere:
             return TargetKind.RUNTIME
         if not slot.value:
             return TargetKind.NULL
@@ -229,6 +240,8 @@ class Located(NamedTuple):
         kind, slot = self.kind_of(key), key.slot
         if kind is TargetKind.NULL:
             return Target(kind, "NULL", 0)
+        if slot.elsewhere:
+            return Target(kind, "(what another file says)", 0)
         return Target(kind, slot.symbol or names.get(slot.value) or f"{slot.value:#x}", slot.value)
 
 

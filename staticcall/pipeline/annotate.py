@@ -5,12 +5,11 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from staticcall.errors import InputError, StaticcallError, UsageError, about, printable
+from staticcall.errors import InputError, StaticcallError, UsageError, VerificationError, about, printable
 from staticcall.locate.relocated import relocated_sites
 from staticcall.model.rewrite import Annotation
 from staticcall.plan.annotation import KERNEL_TABLE, plan_annotation
-from staticcall.read.archive import is_archive, read_members
-from staticcall.read.object import is_object, parse_object
+from staticcall.read.object import is_archive, is_object, parse_object
 from staticcall.read.source import read_whole
 from staticcall.verify.objects.annotation import prove_annotation
 from staticcall.write.files import followed, refuse_collisions, same
@@ -81,7 +80,7 @@ def _annotate_file(pair: Pair, *, order: Order) -> Done:
     try:
         with about(path):
             data = read_whole(path)
-            result, line = _annotate_archive(data, order) if is_archive(data) else _annotate_object(data, order)
+            result, line = _annotate_archive(path, data, order) if is_archive(data) else _annotate_object(data, order)
             # Whatever is new in the result was proved by another reader.
             if result is not None or not same(path, target):
                 with stage_whole(path, target, data if result is None else result, lasting=False) as (_, publish):
@@ -105,7 +104,8 @@ def _annotate_object(data: bytes, order: Order) -> tuple[Data | None, str]:
     return result, _said(annotation)
 
 
-def _annotate_archive(data: bytes, order: Order) -> tuple[Data | None, str]:
+def _annotate_archive(path: Path, data: bytes, order: Order) -> tuple[Data | None, str]:
+    from staticcall.read.archive import read_members  # noqa: PLC0415 - only for archives
     from staticcall.verify.archive import same_archive  # noqa: PLC0415 - only for archives
     from staticcall.write.archive import rebuild  # noqa: PLC0415 - only for archives
 
@@ -116,7 +116,7 @@ def _annotate_archive(data: bytes, order: Order) -> tuple[Data | None, str]:
         content = data[member.offset : member.offset + member.size]
         if not is_object(content):
             continue  # the index, the names, and what belongs to somebody else
-        with about(Path(member.name)):
+        with about(Path(f"{path}({member.name})")):
             result, line = _annotate_object(content, order)
         lines.append(f"\n  {printable(member.name)}: {line}")
         if result is not None:
@@ -125,7 +125,9 @@ def _annotate_archive(data: bytes, order: Order) -> tuple[Data | None, str]:
     if not replaced:
         return None, said
     archive = rebuild(data, members, replaced)
-    same_archive(data, archive)
+    if {changed.number: changed.after for changed in same_archive(data, archive)} != replaced:
+        raise VerificationError("the archive does not hold what its members became", advice="nothing was written")
+    # Another reader found the proved members in their places, and all else as it was.
     return archive, said
 
 

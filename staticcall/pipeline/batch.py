@@ -10,7 +10,7 @@ from typing import NamedTuple
 from staticcall.errors import InputError, StaticcallError
 from staticcall.model.report import ImageReport
 from staticcall.model.sites import Policy, Severity
-from staticcall.pipeline.look import Look, report_image
+from staticcall.pipeline.look import Look, archive_at, report_image, report_members
 from staticcall.report.text import render_text
 
 
@@ -51,11 +51,23 @@ def render_files(
 
 def _render_file(path: Path, *, look: Look, form: Format, verbose: bool) -> Rendered:
     try:
+        if archive_at(path):
+            return _render_members(path, look, form, verbose=verbose)
         with report_image(path, look) as report:
             severities = frozenset(finding.severity for finding in report.findings)
             return Rendered("".join(_pieces(report, form, verbose=verbose)), severities, "", 0)
     except StaticcallError as error:
         return Rendered("", frozenset(), str(error), error.exit_code)
+
+
+def _render_members(path: Path, look: Look, form: Format, *, verbose: bool) -> Rendered:
+    """All objects of an archive, as the images that they are."""
+    texts, severities = [], set[Severity]()
+    for report in report_members(path, look):
+        severities.update(finding.severity for finding in report.findings)
+        texts.append("".join(_pieces(report, form, verbose=verbose)))
+    separator = {Format.TEXT: "\n", Format.JSON: ",\n", Format.JSONL: ""}[form]
+    return Rendered(separator.join(texts), frozenset(severities), "", 0)
 
 
 def _pieces(report: ImageReport, form: Format, *, verbose: bool) -> Iterator[str]:
@@ -75,7 +87,7 @@ def document_of(path: Path, look: Look, name: Path) -> list[str]:
 
 def join(images: Iterable[str], form: Format, policy: Policy) -> Iterator[str]:
     """Rendered images as one document of their form, in pieces; nothing at all without an image."""
-    images = iter(images)
+    images = iter(filter(None, images))  # an archive may hold no object
     first = next(images, None)
     if first is None:
         return

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from staticcall.errors import UsageError, about
 from staticcall.model.change import Proof
+from staticcall.read.object import is_archive, is_object
+from staticcall.read.source import FileSource, read_whole
 from staticcall.report.text import render_proof
 from staticcall.verify.proof import prove
 from staticcall.verify.second_reader import same_layout
+
+# Enough to see what kind of file it is.
+_HEAD = 64
 
 
 def check_pair(
@@ -23,10 +29,52 @@ def check_pair(
     `table` gives the linked start and end address of the records where the file does not say; `allowed` are
     dangers that somebody answers for. Raises `VerificationError` with the first thing that does not hold.
     """
+    head = _head(original)
+    if is_archive(head):
+        return _prove_archive(original, patched, deep=deep)
+    if is_object(head):
+        return _prove_object(original, patched, deep=deep)
     proof = prove(original, patched, table=table, allowed=allowed)
     if deep:
         same_layout(original, patched)
     return proof
+
+
+def _head(path: Path) -> bytes:
+    with about(path), FileSource(path) as source:
+        return source.read(0, min(source.size, _HEAD))
+
+
+def _prove_object(original: Path, patched: Path, *, deep: bool) -> Proof:
+    from staticcall.verify.objects.proof import prove_object  # noqa: PLC0415 - only for objects
+    from staticcall.verify.objects.read_back import reads_back  # noqa: PLC0415 - only for objects
+
+    proof = prove_object(read_whole(original), read_whole(patched))
+    if deep:
+        reads_back(patched)
+    return proof
+
+
+def _prove_archive(original: Path, patched: Path, *, deep: bool) -> Proof:
+    from staticcall.verify.archive import same_archive  # noqa: PLC0415 - only for archives
+    from staticcall.verify.objects.proof import prove_object  # noqa: PLC0415 - only for archives
+
+    if deep:
+        raise UsageError("--deep is for one object", path=patched, advice="extract the member")
+    before = read_whole(original)
+    proof = Proof(len(before), {}, 0, 0, ())
+    with about(patched):
+        for changed in same_archive(before, read_whole(patched)):
+            with about(Path(f"{patched}({changed.name})")):
+                proof = _joined(proof, prove_object(changed.before, changed.after))
+    return proof
+
+
+def _joined(one: Proof, other: Proof) -> Proof:
+    """The proof of an archive, from those of its members; every byte was compared once."""
+    sites = {form: one.sites.get(form, 0) + other.sites.get(form, 0) for form in {*one.sites, *other.sites}}
+    keys = tuple(sorted({*one.changed_keys, *other.changed_keys}))
+    return Proof(one.compared, sites, one.trampolines + other.trampolines, one.keys + other.keys, keys)
 
 
 def describe(proof: Proof, *, verbose: bool = False) -> str:

@@ -6,13 +6,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 from staticcall.classify.ladders import classify
+from staticcall.errors import about
 from staticcall.locate.linked import locate
+from staticcall.model.image import Image
 from staticcall.model.report import ImageReport
 from staticcall.model.select import select_keys
 from staticcall.model.sites import Judge, Located, Policy, Site, TargetKind, Verdict
 from staticcall.read.image import open_image
-from staticcall.read.source import sha256_of
+from staticcall.read.object import is_archive, is_object, parse_object
+from staticcall.read.source import FileSource, read_whole, sha256_of, sha256_of_bytes
 from staticcall.report.build import build_report
+
+# Enough to see whether it is an archive.
+_HEAD = 8
 
 
 class Look(NamedTuple):
@@ -32,16 +38,42 @@ def report_image(path: Path, look: Look, name: Path | None = None) -> Iterator[I
     `name` is what the report calls the file instead of its path.
     """
     with open_image(path, name) as image:
-        # Every header and table was checked against the file's size; contents are still in the file.
-        located = locate(image, table=look.table, scan=look.scan)
-        # Every site lies in the file, and every record has exactly one site.
-        keys = select_keys(located.keys.values(), look.keys)
-        selected = {key.address for key in keys}
-        sites = tuple(site for site in located.sites if look.keys is None or site.key in selected)
-        verdicts = judge_for(located, look.policy)(sites)
-        # Every selected site has exactly one verdict.
-        sha256 = sha256_of(path) if look.hashed else None
-        yield build_report(image, located, look.policy, sites, verdicts, keys, sha256=sha256)
+        yield _report(image, look, sha256_of(path) if look.hashed else None)
+
+
+def _report(image: Image, look: Look, sha256: str | None) -> ImageReport:
+    # Every header and table was checked against the file's size; contents are still in the file.
+    located = locate(image, table=look.table, scan=look.scan)
+    # Every site lies in the file, and every record has exactly one site.
+    keys = select_keys(located.keys.values(), look.keys)
+    selected = {key.address for key in keys}
+    sites = tuple(site for site in located.sites if look.keys is None or site.key in selected)
+    verdicts = judge_for(located, look.policy)(sites)
+    # Every selected site has exactly one verdict.
+    return build_report(image, located, look.policy, sites, verdicts, keys, sha256=sha256)
+
+
+def archive_at(path: Path) -> bool:
+    """Whether the file begins as an archive of objects does."""
+    with about(path), FileSource(path) as source:
+        return is_archive(source.read(0, min(source.size, _HEAD)))
+
+
+def report_members(path: Path, look: Look) -> Iterator[ImageReport]:
+    """Report on every object in an archive, one after the other, each named as `archive(member)`."""
+    from staticcall.read.archive import read_members  # noqa: PLC0415 - only for archives
+    from staticcall.read.placed import place_object  # noqa: PLC0415 - only for archives
+
+    with about(path):
+        data = read_whole(path)
+        for member in read_members(data):
+            content = data[member.offset : member.offset + member.size]
+            if is_object(content):
+                name = Path(f"{path}({member.name})")
+                with about(name):
+                    image = place_object(name, parse_object(content))
+                    digest = sha256_of_bytes(content) if look.hashed else None
+                    yield _report(image, look, digest)
 
 
 def judge_for(located: Located, policy: Policy) -> Judge:

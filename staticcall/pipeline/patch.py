@@ -6,12 +6,13 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from staticcall.errors import StaticcallError, printable
+from staticcall.errors import StaticcallError, UnsupportedError, printable
 from staticcall.locate.linked import locate
 from staticcall.model.change import Plan, Proof
 from staticcall.model.image import Image
 from staticcall.pipeline.batch import document_of
-from staticcall.pipeline.look import Look, judge_for
+from staticcall.pipeline.look import Look, archive_at, judge_for
+from staticcall.pipeline.retarget import refuse_signed, retarget_object
 from staticcall.plan.planner import make_plan, require_wish
 from staticcall.plan.safety import FORCEABLE
 from staticcall.plan.wishes import Wishes
@@ -41,17 +42,34 @@ def patch_image(
     output: Path | None,
     edits: Path | None = None,
     report: Path | None = None,
+    strip_signature: bool = False,
 ) -> Patched:
     """Rewrite one file to `output`, or only plan it where `output` is None.
 
     `output` may be `path` itself, which is then replaced. `edits` gets the undo file and `report` the JSON
-    report of the result. Nothing appears under any of the three names unless the proof of the whole file
-    held. Raises `UnsafeError` for what would crash later, `VerificationError` when the proof fails.
+    report of the result. A module's signature is only dropped with `strip_signature`. Nothing appears under any
+    of the three names unless the proof of the whole file held. Raises `UnsafeError` for what would crash later,
+    `VerificationError` when the proof fails.
     """
     require_wish(wishes)
+    if archive_at(path):
+        raise UnsupportedError("is an archive", path=path, advice="extract the member, patch it, and put it back")
     with open_image(path) as image:
+        refuse_signed(image, strip_signature=strip_signature)
         if output is None:
             return Patched(_plan(image, look, wishes)[0], None)
+        if image.placement is not None:
+            plan, proof = retarget_object(
+                path,
+                image,
+                _plan(image, look, wishes)[0],
+                look,
+                output=output,
+                edits=edits,
+                report=report,
+                strip_signature=strip_signature,
+            )
+            return Patched(plan, proof)
         from staticcall.verify.proof import prove  # noqa: PLC0415 - a plan alone needs neither decoder nor reader
 
         with stage(path, output) as staged:
@@ -122,6 +140,7 @@ def _returns_value(image: Image) -> Callable[[str], bool | None]:
 
     @cache
     def known() -> dict[str, bool]:
-        return functions_returning(image)
+        # A module's type data goes on from that of its kernel, which is another file.
+        return functions_returning(image) if image.placement is None else {}
 
     return lambda name: known().get(name)

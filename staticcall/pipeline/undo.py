@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from staticcall.errors import UnsafeError, VerificationError, about
-from staticcall.read.source import read_whole, sha256_of
+from staticcall.model.change import Edit
+from staticcall.read.source import read_whole, sha256_of, sha256_of_bytes
 from staticcall.report.json import parse_edits
 from staticcall.write.stage import stage
+from staticcall.write.whole import stage_whole
 
 
 def revert_image(patched: Path, edits_file: Path, output: Path) -> int:
@@ -25,10 +28,31 @@ def revert_image(patched: Path, edits_file: Path, output: Path) -> int:
             path=patched,
             advice="it was changed after it was patched, or the edits are another file's",
         )
+    if any(len(edit.old) != len(edit.new) for edit in edits):
+        _revert_whole(patched, edits, output, original_sha256)
+        return len(edits)
     with stage(patched, output) as staged:
         staged.apply(edit.inverse() for edit in edits)
         if sha256_of(staged.path) != original_sha256:
-            raise VerificationError("does not become the original again", path=patched, advice="nothing was written")
+            raise _another(patched)
         # The staged file is the original.
         staged.publish()
     return len(edits)
+
+
+def _revert_whole(patched: Path, edits: Sequence[Edit], output: Path, original_sha256: str) -> None:
+    """Take back the edits of an object that became longer or shorter."""
+    data = bytearray(read_whole(patched))
+    for edit in reversed(edits):
+        place = slice(edit.file_offset, edit.file_offset + len(edit.new))
+        if data[place] != edit.new:
+            raise _another(patched)
+        data[place] = edit.old
+    if sha256_of_bytes(data) != original_sha256:
+        raise _another(patched)
+    with stage_whole(patched, output, data) as (_, publish):
+        publish()
+
+
+def _another(patched: Path) -> VerificationError:
+    return VerificationError("does not become the original again", path=patched, advice="nothing was written")

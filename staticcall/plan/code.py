@@ -45,13 +45,13 @@ def site_code(located: Located, site: Site, key: Key, target: Target) -> Code:
         code = _tail_code(located, site, key, target) if site.tail else _call_code(located.dialect, site, target)
     except OverflowError:
         raise UnsafeError(
-            f"{target.name} is more than 2 GiB away from the site at {site.address:#x} of key {key.name}",
+            f"{target.name} is more than 2 GiB away from the site at {site.where} of key {key.name}",
             code="out-of-range",
             advice="choose a nearer target",
         ) from None
     if len(code.data) != len(site.code):
         raise UnsafeError(
-            f"the {site.instruction.form} of {len(site.code)} bytes at {site.address:#x} has no room for the new one",
+            f"the {site.instruction.form} of {len(site.code)} bytes at {site.where} has no room for the new one",
             code="site-too-short",
             advice="the site was rewritten by something else",
         )
@@ -90,7 +90,7 @@ def _tail_code(located: Located, site: Site, key: Key, target: Target) -> Code:
 def _to_trampoline(site: Site, key: Key) -> Code:
     if key.trampoline is None:
         raise UnsafeError(
-            f"key {key.name} has no trampoline for the site at {site.address:#x} to jump to",
+            f"key {key.name} has no trampoline for the site at {site.where} to jump to",
             code="no-trampoline",
             advice="choose another target",
         )

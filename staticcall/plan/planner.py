@@ -31,7 +31,7 @@ def make_plan(
     for site in located.sites:
         if site.key is not None and site.record is not None:
             by_key[site.key].append(site)
-    targets = resolve_sets(image, located, wishes)
+    targets, unknown = resolve_sets(image, located, wishes)
     names = image.symbols.names_at(located.keys[address].slot.value for address in targets)
     edits: list[Edit] = []
     changes: list[KeyChange] = []
@@ -51,7 +51,7 @@ def make_plan(
             edits += own
             changes.append(change)
     refuse_contested(located.sites, edits)
-    return Plan(disjoint(edits), tuple(changes))
+    return Plan(disjoint(edits), tuple(changes), unknown)
 
 
 def _set_edits(image: Image, located: Located, key: Key, judged: Sequence[Judged], target: Target) -> list[Edit]:
@@ -90,7 +90,7 @@ def disjoint(edits: Iterable[Edit]) -> tuple[Edit, ...]:
     for before, after in pairwise(ordered):
         if before.file_offset + len(before.new) > after.file_offset:
             raise UnsafeError(
-                f"two edits of keys {before.key} and {after.key} overlap at {after.address:#x}",
+                f"two edits of keys {before.key} and {after.key} overlap at offset {after.file_offset:#x}",
                 code="overlapping-edits",
                 advice="see the findings of staticcall report",
             )

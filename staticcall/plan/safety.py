@@ -53,6 +53,18 @@ def check_change(
 
 def _slot_cannot_be_written(image: Image, key: Key, present: Target, target: Target) -> UnsafeError | None:
     slot = key.slot
+    if slot.elsewhere:
+        return UnsafeError(
+            f"key {key.name} is defined in another file, which would not agree with a change here",
+            code="key-elsewhere",
+            advice="patch the file that defines it, or the two linked together",
+        )
+    if key.trampoline and key.trampoline.form is TrampolineForm.ELSEWHERE:
+        return UnsafeError(
+            f"the trampoline of key {key.name} is in another file and would not follow",
+            code="trampoline-elsewhere",
+            advice="patch the files linked together",
+        )
     if slot.symbol:
         return UnsafeError(
             f"key {key.name} gets its target {slot.symbol} from the dynamic linker",
@@ -69,6 +81,8 @@ def _slot_cannot_be_written(image: Image, key: Key, present: Target, target: Tar
         )
     if bool(present.address) == bool(target.address) or not (image.kernel or image.position_independent):
         return None
+    if image.placement is not None:
+        return None  # its relocations are what is edited
     if target.address:
         what = f"key {key.name} is NULL, so nothing relocates its slot and a function's address there stays unrelocated"
     else:
@@ -81,7 +95,7 @@ def _slot_cannot_be_written(image: Image, key: Key, present: Target, target: Tar
 def _null_would_be_called(key: Key, sites: Sequence[Site], present: Target, target: Target) -> UnsafeError | None:
     if target.kind is not TargetKind.NULL or present.kind is TargetKind.NULL:
         return None
-    callers = [f"the {site.instruction.form} at {site.address:#x}" for site in sites if _reads(site, key)]
+    callers = [f"the {site.instruction.form} at {site.where}" for site in sites if _reads(site, key)]
     trampoline = key.trampoline
     if trampoline and (trampoline.slot == key.address or trampoline.form is TrampolineForm.CALL_RET):
         callers.append(f"the trampoline at {trampoline.address:#x}")
@@ -151,7 +165,7 @@ def _contradicted(site: Site) -> bool:
 
 def _damaged(site: Site, key: Key, what: str) -> UnsafeError:
     return UnsafeError(
-        f"record {site.record} of key {key.name} at {site.address:#x} {what}",
+        f"record {site.record} of key {key.name} at {site.where} {what}",
         code="damaged-site",
         advice="see the findings of staticcall report",
     )
@@ -175,7 +189,7 @@ def refuse_contested(sites: Iterable[Site], edits: Iterable[Edit]) -> None:
         if edit.kind is EditKind.SITE and edit.address in contested:
             first, second = contested[edit.address]
             raise UnsafeError(
-                f"records {first.record} and {second.record} both claim the instruction at {edit.address:#x}",
+                f"records {first.record} and {second.record} both claim the instruction at {first.where}",
                 code="overlapping-records",
                 advice="see the findings of staticcall report",
             )

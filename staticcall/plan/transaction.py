@@ -84,7 +84,7 @@ def refuse_orphans(key: Key, judged: Iterable[Judged], before: Target, after: Ta
         # What an indirect site reads is for the verifier to find out: the key, or a pointer to the trampoline.
         if verdict.answer is not Answer.DIRECT and not by_trampoline and instruction.slot is None:
             raise UnsafeError(
-                f"the {instruction.form} at {site.address:#x} would not follow key {key.name} to {after.name}: it"
+                f"the {instruction.form} at {site.where} would not follow key {key.name} to {after.name}: it"
                 f" {'has no trampoline' if trampoline is None else 'does not go by its trampoline'}"
                 f" and stays as it is ({verdict.reason})",
                 code="site-left-behind",

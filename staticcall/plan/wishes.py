@@ -1,5 +1,6 @@
 """What the user asked for, resolved against what the image has."""
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import NamedTuple
@@ -12,6 +13,9 @@ from staticcall.model.sites import Key, Located, Target, TargetKind
 # What compilers put in front of a function: padding, and the hash of its type.
 _NO_FUNCTIONS = ("__pfx_", "__cfi_")
 _NULL, _RET0 = "NULL", "RET0"
+_IDENTIFIER = re.compile(r"[A-Za-z_.$][\w.$@]*", re.ASCII)
+# How far apart the pretended places of functions are that an object does not know.
+UNKNOWN_ROOM = 16
 
 
 class Wishes(NamedTuple):
@@ -23,18 +27,32 @@ class Wishes(NamedTuple):
     forced: frozenset[str] = frozenset()
 
 
-def resolve_sets(image: Image, located: Located, wishes: Wishes) -> dict[int, Target]:
+def resolve_sets(image: Image, located: Located, wishes: Wishes) -> tuple[dict[int, Target], tuple[str, ...]]:
     """Map the address of each key that is to be set to its new target.
 
+    Also gives the names of the targets that an object does not know; they get the places behind all that it has.
     Raises `UnsafeError` for unknown and ambiguous names, with the nearest ones there are.
     """
     found: dict[int, Target] = {}
+    unknown: dict[str, Target] = {}
     for name, wanted in wishes.sets:
         key = _resolve_key(located, name)
         if key.address in found:
             raise UsageError(f"key {key.name} is set twice")
-        found[key.address] = _resolve_target(image, located, wanted)
-    return found
+        target = _resolve_target(image, located, wanted)
+        if target is None:
+            target = unknown.setdefault(wanted, _elsewhere(image, wanted, len(unknown)))
+        found[key.address] = target
+    return found, tuple(target.name for target in unknown.values())
+
+
+def _elsewhere(image: Image, wanted: str, number: int) -> Target:
+    """A function of another object, as the target number `number` of those that this one does not know."""
+    assert image.placement is not None, "a linked image has all its functions"
+    kind, name = (TargetKind.RET0, static_call.RETURN0) if wanted == _RET0 else (TargetKind.FUNCTION, wanted)
+    if not _IDENTIFIER.fullmatch(name):
+        raise UsageError(f"{wanted} is no name of a function")
+    return Target(kind, name, image.placement.end + number * UNKNOWN_ROOM)
 
 
 def _resolve_key(located: Located, name: str) -> Key:
@@ -52,11 +70,14 @@ def _resolve_key(located: Located, name: str) -> Key:
     return matches[0]
 
 
-def _resolve_target(image: Image, located: Located, wanted: str) -> Target:
+def _resolve_target(image: Image, located: Located, wanted: str) -> Target | None:
+    """The target of that name, or None where another object has to define it."""
     if wanted == _NULL:
         return Target(TargetKind.NULL, _NULL, 0)
     return0 = located.dialect.return0
     if wanted == _RET0:
+        if return0 is None and image.placement is not None:
+            return None
         if return0 is None:
             raise UnsafeError(
                 f"the image has no function {static_call.RETURN0}",
@@ -64,7 +85,11 @@ def _resolve_target(image: Image, located: Located, wanted: str) -> Target:
                 advice="name a function that returns 0",
             )
         return Target(TargetKind.RET0, static_call.RETURN0, return0)
-    symbol = _resolve_function(image, wanted)
+    if wanted == static_call.RETURN0 and return0 is not None:
+        return Target(TargetKind.RET0, wanted, return0)
+    symbol = _known_elsewhere(image, wanted) or _resolve_function(image, wanted)
+    if symbol is None:
+        return None
     if symbol.address in located.trampolines:
         raise UnsafeError(
             f"{wanted} is a trampoline, which leads on to what its own key says",
@@ -75,10 +100,22 @@ def _resolve_target(image: Image, located: Located, wanted: str) -> Target:
     return Target(kind, symbol.name, symbol.address)
 
 
-def _resolve_function(image: Image, wanted: str) -> Symbol:
+def _known_elsewhere(image: Image, wanted: str) -> Symbol | None:
+    """The undefined symbol of that name in an object."""
+    if image.placement is None:
+        return None
+    places = set(image.placement.undefined.values())
+    return next((symbol for symbol in image.symbols.named(wanted) if symbol.address in places), None)
+
+
+def _resolve_function(image: Image, wanted: str) -> Symbol | None:
     if wanted.startswith("0x"):
+        if image.placement is not None:
+            raise UsageError(f"{wanted} is an address, and an object has none", advice="name a function")
         return _function_at(image, wanted)
     symbols = [symbol for symbol in image.symbols.named(wanted) if _is_code(image, symbol)]
+    if not symbols and image.placement is not None and not image.symbols.named(wanted):
+        return None
     if not symbols:
         raise UnsafeError(
             f"there is no function {wanted}",

@@ -8,8 +8,6 @@ from staticcall.abi import archive
 from staticcall.errors import MalformedError, UnsupportedError
 from staticcall.model.archive import Member, MemberKind
 
-# As long as a path can be; `//` has no name without an end that is looked for through all of a large file.
-_LONGEST_NAME = 4096
 _NUMBER = re.compile(rb"([0-9]+) *")
 _SPECIAL = {
     archive.INDEX_NAME: MemberKind.INDEX,
@@ -18,11 +16,6 @@ _SPECIAL = {
 }
 _DAMAGED = "the archive is damaged"
 _FORMAT = "make it again with GNU ar or `llvm-ar --format=gnu`"
-
-
-def is_archive(head: bytes) -> bool:
-    """Whether a file that starts with these bytes (eight are enough) is an archive, of whatever format."""
-    return head.startswith((archive.MAGIC, archive.THIN_MAGIC))
 
 
 def read_members(data: bytes) -> tuple[Member, ...]:
@@ -36,14 +29,14 @@ def read_members(data: bytes) -> tuple[Member, ...]:
     if not data.startswith(archive.MAGIC):
         raise MalformedError("is no archive", offset=0)
     members: list[Member] = []
-    names = _LongNames(b"", 0)
+    names = _LongNames(b"")
     at = len(archive.MAGIC)
     while at < len(data):
         member = _member(data, at, names)
         if member.kind is not MemberKind.MEMBER:
             _check_place(member, members)
         if member.kind is MemberKind.NAMES:
-            names = _LongNames(member.content(data), member.offset)
+            names = _LongNames(member.content(data))
         members.append(member)
         at = member.end
     return tuple(members)
@@ -100,11 +93,10 @@ def _check_place(member: Member, before: list[Member]) -> None:
 
 
 class _LongNames:
-    """The content of `//`, which stands at a file offset."""
+    """The content of `//`."""
 
-    def __init__(self, table: bytes, offset: int) -> None:
+    def __init__(self, table: bytes) -> None:
         self._table = table
-        self._offset = offset
         self._known: dict[int, str] = {}
 
     def at(self, start: int, header: int) -> str:
@@ -112,13 +104,15 @@ class _LongNames:
         known = self._known.get(start)
         if known is not None:
             return known
+        newline = archive.LONG_NAME_END[-1:]
+        entry = self._table[start : self._table.find(newline, start) + 1]
         # Only whole names: the ends of long ones could be many more bytes than the file has.
-        end = self._table.find(archive.LONG_NAME_END, start, start + _LONGEST_NAME)
-        if end <= start or (start and self._table[start - 1 : start] != archive.LONG_NAME_END[1:]):
+        whole = not start or self._table[start - 1 : start] == newline
+        if not whole or not entry.endswith(archive.LONG_NAME_END) or entry == archive.LONG_NAME_END:
             raise MalformedError(
                 f"a member's name is said to be at byte {start} of the long names, where there is none",
                 offset=header,
                 advice=_DAMAGED,
             )
-        name = self._known[start] = _text(self._table[start:end])
+        name = self._known[start] = _text(entry.removesuffix(archive.LONG_NAME_END))
         return name

@@ -1,18 +1,12 @@
-"""From a file to an `ObjectFile`: the whole of it in memory, its headers and tables checked against its size."""
+"""From bytes to an `ObjectFile`: its headers and tables checked against its size."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from staticcall.abi import elf64
-from staticcall.errors import MalformedError, UnsupportedError, about
+from staticcall.abi import archive, elf64
+from staticcall.errors import MalformedError, UnsupportedError
 from staticcall.model.image import ByteSource, Section
 from staticcall.model.object import ObjectFile, ObjectSymbols
 from staticcall.read.headers import read_header, read_sections
-from staticcall.read.source import FileSource
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 # A module's signature: PKCS#7 data, twelve bytes of which the last four are its size, and this.
 # Source: include/linux/module_signature.h.
@@ -47,12 +41,9 @@ def is_object(data: bytes) -> bool:
     return data[:4] == elf64.MAGIC and data[16:18] == elf64.ET_REL.to_bytes(2, "little")
 
 
-def read_object(path: Path) -> ObjectFile:
-    """Read a relocatable x86-64 object from a regular file; errors name the file, else as `parse_object`."""
-    with about(path), FileSource(path) as source:
-        data = source.read(0, source.size)
-        source.check_unchanged()
-        return parse_object(data)
+def is_archive(head: bytes) -> bool:
+    """Whether a file that starts with these bytes (eight are enough) is an archive, of whatever format."""
+    return head.startswith((archive.MAGIC, archive.THIN_MAGIC))
 
 
 def parse_object(data: bytes) -> ObjectFile:

@@ -95,6 +95,13 @@ def read_whole(path: Path) -> bytes:
         return source.read(0, source.size)
 
 
+def sha256_of_bytes(data: bytes | bytearray) -> str:
+    """The SHA-256 of bytes in memory, as 64 hex digits."""
+    from hashlib import sha256  # noqa: PLC0415 - only asked for with --hash and --edits
+
+    return sha256(data).hexdigest()
+
+
 def sha256_of(path: Path) -> str:
     """The SHA-256 of a regular file's content, as 64 hex digits."""
     from hashlib import sha256  # noqa: PLC0415 - only asked for with --hash and --edits

@@ -32,6 +32,14 @@ def build_report(
     return ImageReport(image, located, policy, sites, verdicts, keys, summary, findings, sha256)
 
 
+def _crosses(site: Site, line: int) -> bool:
+    """Whether the instruction crosses a line, wherever its section is placed."""
+    length = site.instruction.length
+    if not site.alignment:
+        return x86.crosses(site.address, length, line)
+    return x86.crosses_anywhere(site.address, length, line, site.alignment) is True
+
+
 def _summarize(sites: Sequence[Site], verdicts: Sequence[Verdict], keys: Sequence[Key], line: int) -> Summary:
     reasons = Counter(verdicts)
     answers: Counter[Answer] = Counter()
@@ -50,7 +58,7 @@ def _summarize(sites: Sequence[Site], verdicts: Sequence[Verdict], keys: Sequenc
         direct=answers[Answer.DIRECT],
         trampoline=answers[Answer.TRAMPOLINE],
         undecided=answers[Answer.UNDECIDED],
-        crossing=sum(x86.crosses(site.address, site.instruction.length, line) for site in sites),
+        crossing=sum(_crosses(site, line) for site in sites),
         forms={form.value: count for form, count in sorted(forms.items(), key=lambda pair: (-pair[1], pair[0]))},
         reasons={(verdict.answer.value, verdict.reason): count for verdict, count in reasons.most_common()},
         keys=len(keys),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from importlib.resources import files
+from itertools import pairwise
 from typing import Any
 
 from staticcall import __version__
@@ -60,12 +61,11 @@ def render_image(report: ImageReport) -> Iterator[str]:
     }
     yield _compact(head)[:-1]
     names = Names(image, report.sites, report.keys)
-    bases = report.section_addresses
     pairs = zip(report.sites, report.verdicts, strict=True)
-    yield from _array("sites", (_site(report, names, bases, *pair) for pair in pairs))
+    yield from _array("sites", (_site(report, names, *pair) for pair in pairs))
     yield from _array("keys", (_key(report, names, key) for key in report.keys))
     yield f',"summary":{_compact(_summary(report))}'
-    yield from _array("findings", (_finding(finding) for finding in report.findings))
+    yield from _array("findings", (_finding(report, finding) for finding in report.findings))
     yield "}"
 
 
@@ -78,23 +78,24 @@ def _array(name: str, items: Iterable[dict[str, object]]) -> Iterator[str]:
     yield "]"
 
 
-def _site(report: ImageReport, names: Names, bases: dict[str, int], site: Site, verdict: Verdict) -> dict[str, object]:
+def _site(report: ImageReport, names: Names, site: Site, verdict: Verdict) -> dict[str, object]:
     key = report.located.key_of(site)
+    length = site.instruction.length
     return {
         "record": site.record,
-        "address": hexadecimal(site.address),
+        "address": None if site.alignment else hexadecimal(site.address),
         "section": site.section,
-        "offset": site.address - bases.get(site.section, 0),
+        "offset": site.offset,
         "file_offset": site.file_offset,
         "function": names.function(site.address),
         "key": key.name if key else None,
         "trampoline": key.trampoline.label if key and key.trampoline else None,
         "tail": site.tail,
         "form": site.instruction.form.value,
-        "bytes": site.code.hex(),
-        "length": site.instruction.length,
+        "bytes": report.image.in_file(site.file_offset, site.code).hex(),
+        "length": length,
         "destination": names.destination(site),
-        "crosses_line": x86.crosses(site.address, site.instruction.length, report.policy.line),
+        "crosses_line": x86.crosses_anywhere(site.address, length, report.policy.line, site.alignment),
         "verdict": verdict.answer.value,
         "reason": verdict.reason,
         "sources": [source.value for source in site.sources],
@@ -105,7 +106,8 @@ def _key(report: ImageReport, names: Names, key: Key) -> dict[str, object]:
     direct, others = report.summary.by_key.get(key.address, (0, 0))
     return {
         "name": key.name,
-        "address": hexadecimal(key.address),
+        "address": None if report.image.placement else hexadecimal(key.address),
+        "defined": not key.slot.elsewhere,
         "func": names.function_of(key),
         "trampoline": key.trampoline.label if key.trampoline else None,
         "sites": direct + others,
@@ -126,12 +128,12 @@ def _summary(report: ImageReport) -> dict[str, object]:
     }
 
 
-def _finding(finding: Finding) -> dict[str, object]:
+def _finding(report: ImageReport, finding: Finding) -> dict[str, object]:
     return {
         "code": finding.code,
         "severity": finding.severity.value,
         "message": finding.message,
-        "address": hexadecimal(finding.address),
+        "address": None if report.image.placement else hexadecimal(finding.address),
     }
 
 
@@ -174,9 +176,16 @@ def parse_edits(text: bytes) -> tuple[str, str, tuple[Edit, ...]]:
         raise MalformedError("is not an edits file", advice="give the file that --edits wrote") from error
     if not (type(version) is int and isinstance(original, str) and isinstance(patched, str)):
         raise MalformedError("is not an edits file", advice="give the file that --edits wrote")
-    if any(not 0 <= edit.file_offset < _FILE_END or len(edit.old) != len(edit.new) for edit in edits):
+    if not all(0 <= edit.file_offset < _FILE_END for edit in edits) or not _lengths_fit(edits):
         raise MalformedError("has edits that do not fit", advice="give the file that --edits wrote")
     return original, patched, edits
+
+
+def _lengths_fit(edits: tuple[Edit, ...]) -> bool:
+    """Whether nothing moves: only the last edit may replace the rest of the file by more or by less."""
+    return all(len(edit.old) == len(edit.new) for edit in edits[:-1]) and all(
+        before.file_offset + len(before.old) <= after.file_offset for before, after in pairwise(edits)
+    )
 
 
 def _parse_edit(edit: Any) -> Edit:
@@ -184,4 +193,5 @@ def _parse_edit(edit: Any) -> Edit:
     if type(offset) is not int:  # a float would be cut, and true would be 1
         raise TypeError("an offset that is no integer")
     old, new = bytes.fromhex(edit["old"]), bytes.fromhex(edit["new"])
-    return Edit(offset, old, new, EditKind(edit["kind"]), str(edit["key"]), int(edit["address"], 16))
+    address = None if edit["address"] is None else int(edit["address"], 16)
+    return Edit(offset, old, new, EditKind(edit["kind"]), str(edit["key"]), address)

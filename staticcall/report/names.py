@@ -52,6 +52,6 @@ class Names:
     def function_of(self, key: Key) -> str | None:
         """What a key leads to: a symbol where there is one, else the address; None for NULL."""
         slot = key.slot
-        if slot.symbol or not slot.value:  # a kernel has a symbol at 0, the first of its per-CPU data
+        if slot.symbol or slot.elsewhere or not slot.value:  # a kernel has a symbol at 0, the first of its per-CPU data
             return slot.symbol or None
         return self._starts.get(slot.value) or hexadecimal(slot.value)

@@ -19,6 +19,7 @@ from staticcall.report.names import shown
 # Enough to see what matters on one screen; -v shows all.
 _FEW_KEYS = 10
 _FEW_FINDINGS = 20
+_MOST_HEX = 24
 
 
 def render_text(report: ImageReport, *, verbose: bool = False) -> Iterator[str]:
@@ -60,7 +61,9 @@ def _head(report: ImageReport) -> Iterator[str]:
         kind += f", build id {image.build_id}"
     yield kind
     table = located.table
-    if table:
+    if table and image.placement:
+        yield f"  table in {table.origin.removeprefix('section ')}"
+    elif table:
         section = image.section_at(table.start)
         where = f" in {section.name}" if section else ""
         yield f"  table at {table.start:#x}{where} ({table.origin})"
@@ -129,11 +132,19 @@ def render_plan(plan: Plan, *, verbose: bool = False) -> Iterator[str]:
     if bound:
         sites = sum(change.direct for change in plan.changes if change.before == change.after)
         yield f"  {_counted(bound, 'key')} bound to their present targets, {_counted(sites, 'site')} direct\n"
+    for name in plan.undefined:
+        yield f"  {name} is not in this object, which now refers to it\n"
     if verbose:
         for edit in plan.edits:
-            yield f"  {edit.file_offset:#010x} {edit.old.hex()} -> {edit.new.hex()} {edit.kind.value} {edit.key}\n"
+            what = f"{edit.kind.value} {edit.key}".rstrip()
+            yield f"  {edit.file_offset:#010x} {_hex(edit.old)} -> {_hex(edit.new)} {what}\n"
     size = sum(len(edit.new) for edit in plan.edits)
     yield f"  {_counted(len(plan.edits), 'edit')}, {_counted(size, 'byte')}\n"
+
+
+def _hex(data: bytes) -> str:
+    """Bytes in hex, unless they are the rest of a file."""
+    return data.hex() if 0 < len(data) <= _MOST_HEX else _counted(len(data), "byte")
 
 
 def _counted(count: int, noun: str) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 import struct
-from itertools import zip_longest
 from typing import NamedTuple
 
 from staticcall.errors import MalformedError, VerificationError
@@ -18,8 +17,8 @@ from staticcall.errors import MalformedError, VerificationError
 _MAGIC = b"!<arch>\n"
 # Name; date, user, group, mode; size.
 _HEADER = re.compile(rb"(.{16})(.{32})((?=[0-9]+ *`)[0-9 ]{10})`\n", re.DOTALL)
-# It starts where another ends, or the table starts, behind the newline of its header. No path is longer.
-_LONG_NAME = re.compile(rb"(?<=\n)([^\n]{1,4096}?)/\n")
+# It starts where another ends, or where the table starts, behind the newline of its header.
+_LONG_NAME = re.compile(rb"(?<=\n)([^\n]+)/\n")
 # Big-endian numbers of an index, by its name.
 _INDEXES = {b"/": struct.Struct(">I"), b"/SYM64/": struct.Struct(">Q")}
 

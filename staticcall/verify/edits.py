@@ -73,6 +73,8 @@ def _overlap(change: Change, edit: Edit) -> bool:
 def _check_meaning(edit: Edit, change: Change, layout: Layout) -> None:
     if edit.kind is not change.kind:
         raise _refusal(edit, f"touches a {change.kind}")
+    if edit.address is None:
+        raise _refusal(edit, "names no address")
     if edit.kind is not EditKind.RELOCATION and layout.offset_of(edit.address) != edit.file_offset:
         raise _refusal(edit, f"names the address {edit.address:#x}, which is elsewhere in the file")
     if edit.kind not in _CODE or change.now is None:

@@ -30,7 +30,7 @@ def rebuild(data: bytes, members: Sequence[Member], replaced: Mapping[int, bytes
     pieces: list[bytes | memoryview] = [archive.MAGIC]
     for number, member in enumerate(members):
         content = replaced.get(number)
-        if content is not None:
+        if content is not None and content != member.content(data):
             assert member.kind is MemberKind.MEMBER
             header = bytearray(view[member.header : member.offset])
             header[archive.SIZE_FIELD] = b"%-10d" % len(content)

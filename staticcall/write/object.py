@@ -42,7 +42,6 @@ _HANDLED = frozenset(
 def rewrite_object(file: ObjectFile, rewrite: Rewrite) -> bytearray:
     """The object with a rewrite applied to it.
 
-    What is appended to a signed module is dropped when anything has to be appended; whoever plans that has said so.
     Raises `UnsupportedError` for sections whose symbol numbers it does not know how to change, `MalformedError` for
     damaged ones.
     """
@@ -70,8 +69,9 @@ class _Writer:
         if self._rewrite.numbering.section_symbols or self._rewrite.undefined:
             self._grow_symbols()
         names = self._grow_names()
-        if self._contents or self._appended:
+        if self._rewrite.strip_signature:
             del self._out[self._file.end :]
+        if self._contents or self._appended:
             for number, content in self._contents.items():
                 self._move(number, content)
             for section, name in zip(self._appended, names, strict=True):

@@ -4,6 +4,7 @@ The guest is an initramfs made on the spot: a static busybox, an /init script an
 reads the kernel's memory. It needs no disk, no network and no privileges, and takes some five seconds.
 
     boot(vmlinux, tmp_path, places=[(address, expected_bytes)], commands=["uname -r"])
+    boot(vmlinux, tmp_path, files={"x.ko": path}, commands=["insmod /files/x.ko"])
 
 The kernel's own messages share the console with the guest's answers. So /init silences the kernel before it
 says anything, frames every answer with markers, and prints the kernel's message buffer as the last answer:
@@ -25,6 +26,8 @@ from elftools.elf.elffile import ELFFile
 
 TIMEOUT_SECONDS = 180  # a boot takes five; the rest is for machines that have other things to do
 LONGEST_PLACE = 15
+
+_NO_FILES: Mapping[str, Path] = MappingProxyType({})
 
 _HELPER_SOURCE = Path(__file__).parents[2] / "fixtures" / "guest" / "kcore_compare.c"
 _PLACE = struct.Struct(f"<QB{LONGEST_PLACE}s")
@@ -126,11 +129,14 @@ def boot(
     *,
     places: Sequence[tuple[int, bytes]] = (),
     commands: Sequence[str] = (),
+    files: Mapping[str, Path] = _NO_FILES,
     kernel_options: str = "",
     cpu: str = "qemu64",
     seconds: float = TIMEOUT_SECONDS,
 ) -> Boot:
     """Boot a kernel, compare its memory with (address, expected bytes) places, run shell commands in it.
+
+    Each of `files` lies in the guest as /files/NAME.
 
     `work` is a directory of the caller's for the initramfs; each boot needs another one. Leave out places in
     memory that the kernel frees at the end of its boot (.init.text): they hold filler or anything by then.
@@ -143,7 +149,7 @@ def boot(
     """
     if missing := missing_tools():
         raise GuestError(f"a boot needs these packages: {', '.join(missing)}")
-    initramfs = _make_initramfs(work, places, commands)
+    initramfs = _make_initramfs(work, places, commands, files)
     # One processor model is named, not left to the emulator's version: the kernel patches itself for it.
     machine = ["-accel", "tcg", "-cpu", cpu, "-m", "1024", "-nographic", "-nic", "none", "-no-reboot"]
     options = f"{_KERNEL_OPTIONS} {kernel_options}".strip()
@@ -175,9 +181,11 @@ def _console_text(console: bytes) -> str:
 # The initramfs
 
 
-def _make_initramfs(work: Path, places: Sequence[tuple[int, bytes]], commands: Sequence[str]) -> Path:
+def _make_initramfs(
+    work: Path, places: Sequence[tuple[int, bytes]], commands: Sequence[str], files: Mapping[str, Path]
+) -> Path:
     root = work / "initramfs"
-    for folder in ("bin", "commands", "dev", "proc", "sys"):
+    for folder in ("bin", "commands", "dev", "files", "proc", "sys"):
         (root / folder).mkdir(parents=True)
     shutil.copy(_static_busybox(), root / "bin" / "busybox")
     _compile_helper(root / "bin" / "kcore_compare")
@@ -187,6 +195,8 @@ def _make_initramfs(work: Path, places: Sequence[tuple[int, bytes]], commands: S
     for index, command in enumerate(commands):
         # The guest runs them in the order in which it lists them: as text.
         (root / "commands" / _command_name(index)).write_text(f"{command}\n")
+    for name, file in files.items():
+        shutil.copy(file, root / "files" / name)
 
     names = sorted(str(path.relative_to(root)) for path in root.rglob("*"))
     archive = work / "initramfs.cpio"

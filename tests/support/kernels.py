@@ -1,14 +1,18 @@
-"""Debian's kernels with all their symbols, as test material.
+"""Debian's kernels with all their symbols, and what belongs to them, as test material.
 
 No version is pinned: packages of old kernels leave the archive within weeks. What is current is asked of
 apt, and apt is also what downloads, so that mirrors, proxies and signatures are the machine's own business.
 
     kernel("6.12")                      a cached kernel, downloaded only where there is none yet
+    headers(kernel("6.12"))             what modules for that kernel are built with: the root of a file tree
+    image(kernel("6.12"))               the package that is installed to boot it, with its modules: another root
+    source(kernel("6.12"))              the package with its source: one more
     python -m tests.support.kernels     brings every series up to date and prints the paths (`make kernels`)
 
 The cache is $STATICCALL_CACHE, or ~/.cache/staticcall, so that all clones on a machine share it:
 
     kernels/<series>/<package version>/vmlinux-<release>
+    kernels/<series>/<package version>/packages/<name>/...
 """
 
 from __future__ import annotations
@@ -27,6 +31,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 SERIES = ("6.12", "6.1")
+MODULES_SERIES = "6.12"  # the one whose modules the tests build, load and rewrite
 
 # Each depends on the current kernel of one series. Which one the second names differs between Debian's
 # releases, so every answer is checked against the series that is wanted.
@@ -59,12 +64,34 @@ def refresh(series: str) -> Path:
     return _locked_fetch(series, only_if_missing=False)
 
 
+def headers(kernel: Path) -> Path:
+    """Return the unpacked header and build packages of a cached kernel.
+
+    Raises `KernelMissingError` also when the archive has moved on since the kernel was cached, as that for the
+    image does; `refresh` then brings a kernel that has them.
+    """
+    return _companion(kernel, f"linux-headers-{_release(kernel)}")
+
+
+def image(kernel: Path) -> Path:
+    """Return the unpacked package with the modules of a cached kernel."""
+    return _companion(kernel, f"linux-image-{_release(kernel)}")
+
+
+def source(kernel: Path) -> Path:
+    """Return the unpacked package with the source, still compressed, of a cached kernel."""
+    return _companion(kernel, f"linux-source-{kernel.parent.parent.name}")
+
+
 def main() -> int:
     """Bring every series up to date."""
     status = 0
     for series in SERIES:
         try:
-            sys.stdout.write(f"{refresh(series)}\n")
+            current = refresh(series)
+            sys.stdout.write(f"{current}\n")
+            if series == MODULES_SERIES:
+                sys.stdout.write(f"{headers(current)}\n{image(current)}\n")
         except KernelMissingError as error:
             sys.stderr.write(f"kernels: {series}: {error}\n")
             status = 1
@@ -160,6 +187,44 @@ def _extract_vmlinux(archive: Path, work: Path) -> Path:
     if unpack.returncode or extract.returncode or len(images) != 1:
         raise KernelMissingError(f"{archive.name} does not unpack to one usr/lib/debug/boot/vmlinux-*")
     return images[0]
+
+
+def _release(kernel: Path) -> str:
+    return kernel.name.removeprefix("vmlinux-")
+
+
+def _companion(kernel: Path, name: str) -> Path:
+    """Return the file tree of a package of a kernel's own version, and of what that package is built with."""
+    folder = kernel.parent / "packages" / name
+    if folder.is_dir():
+        return folder
+    with _lock():
+        if folder.is_dir():
+            return folder  # another worker was faster
+        try:
+            _unpack(_Package(name, kernel.parent.name), folder)
+        except KernelMissingError:
+            if not _IS_ROOT:
+                raise
+            _update_lists()
+            _unpack(_Package(name, kernel.parent.name), folder)
+    return folder
+
+
+def _unpack(package: _Package, folder: Path) -> None:
+    folder.parent.mkdir(exist_ok=True)
+    depends = " ".join(record.get("Depends", "") for record in _apt_records([package.name]))
+    names = [package.name, *re.findall(r"\blinux-(?:headers|kbuild)-[^\s,]+", depends)]
+    with tempfile.TemporaryDirectory(prefix=_UNFINISHED, dir=folder.parent) as temporary:
+        tree = Path(temporary) / "tree"
+        for name in names:
+            work = Path(temporary) / name
+            work.mkdir()
+            archive = _download(_Package(name, package.version), work)
+            done = _run(["dpkg-deb", "--extract", str(archive), str(tree)], _DOWNLOAD_SECONDS)
+            if done.returncode:
+                raise KernelMissingError(f"{archive.name} does not unpack: {done.stderr.strip()}")
+        tree.rename(folder)
 
 
 # Apt

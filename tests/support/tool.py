@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import jsonschema
 
-from staticcall.cli.main import run
+from staticcall.cli.entry import run
 from tests.support.toolchain import TIMEOUT_SECONDS
 
 POLICIES = ("lutomirski", "rel32", "block8", "torvalds", "kernel")

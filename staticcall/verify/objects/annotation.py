@@ -1,5 +1,6 @@
 """The proof of an annotated object: its original plus a right table, and nothing else."""
 
+from staticcall.abi.static_call import RECORD_SIZE, TABLE_SECTIONS
 from staticcall.errors import MalformedError, VerificationError
 from staticcall.verify.objects import elf
 from staticcall.verify.objects.calls import Calls
@@ -8,11 +9,12 @@ from staticcall.verify.objects.renumbered import Renumbering
 from staticcall.verify.objects.structure import check_structure
 from staticcall.verify.objects.table import check_records, find_tables
 
+Data = bytes | bytearray
 _RELA = b".rela"
 
 
 def prove_annotation(
-    original: bytes, annotated: bytes, *, section: str = ".static_call_sites", module: bool = False
+    original: Data, annotated: Data, *, section: str = ".static_call_sites", module: bool = False
 ) -> int:
     """Prove that an annotated object is its original plus a right table of static calls, and nothing else.
 
@@ -25,7 +27,7 @@ def prove_annotation(
     name = section.encode()
     if original == annotated:
         if not _has_table(before, name):
-            check_records(Calls(before), [], module=module)
+            check_records(_calls(before, section), [], module=module)
         return 0
     try:
         return _prove(before, elf.read(annotated), name, module=module)
@@ -33,30 +35,59 @@ def prove_annotation(
         raise VerificationError(error.what, offset=error.offset) from error
 
 
+def _calls(file: Elf, section: str) -> Calls:
+    """What there is to record: no kernel accepts a call through the GOT in its own table."""
+    return Calls(file, got=section != TABLE_SECTIONS[0])
+
+
 def _prove(before: Elf, after: Elf, name: bytes, *, module: bool) -> int:
     renumbering = check_structure(before, after)
-    tables = find_tables(after, before.section_count, name)
+    extended = _new_extended(before, after)
+    tables = find_tables(after, before.section_count, name, extended)
     if not tables or _has_table(before, name):
         raise VerificationError("the file changed, and not by a table that it did not have")
-    _check_names(before, after, name)
-    through = check_records(Calls(after), tables, module=module)
+    names = {b"", name, _RELA + name, *(map(after.name, extended))}
+    _check_names(before, after, names)
+    through = check_records(_calls(after, name.decode()), tables, module=module)
     _check_added(before, after, renumbering, through)
-    return sum(after.sizes[table.section] for table in tables) // 8
+    return sum(after.sizes[table.section] for table in tables) // RECORD_SIZE
 
 
 def _has_table(file: Elf, name: bytes) -> bool:
     """Whether an object has a table already."""
+    names = file.offsets[file.names_index]
+    if file.data.find(name, names, names + file.sizes[file.names_index]) < 0:
+        return False
     return any(
         kind == elf.SHT_PROGBITS and flags & elf.SHF_WRITE and file.name(i) == name
         for i, (kind, flags) in enumerate(zip(file.types, file.flags, strict=True))
     )
 
 
-def _check_names(before: Elf, after: Elf, name: bytes) -> None:
+def _new_extended(before: Elf, after: Elf) -> tuple[int, ...]:
+    """The section of the symbols' section numbers, where the object needs it now and had none.
+
+    Old symbols have nothing there. The new ones are judged by what they resolve to.
+    """
+    old, new = before.symbols, after.symbols
+    if old is None or new is None or old.extended_section or not new.extended_section:
+        return ()
+    section = new.extended_section
+    header = (after.flags[section], after.addresses[section], after.infos[section], after.entry_sizes[section])
+    numbers = elf.cells("I", after.content(section))
+    added = slice(old.locals_, new.locals_)
+    needed = [number >= elf.SHN_LORESERVE for number in numbers[added]]
+    del numbers[added]
+    if section < before.section_count or header != (0, 0, 0, elf.WORD.size) or any(numbers) or not any(needed):
+        raise VerificationError("section numbers of symbols that need none", offset=new.extended)
+    return (section,)
+
+
+def _check_names(before: Elf, after: Elf, names: set[bytes]) -> None:
     """The names of sections grew by those of the new ones."""
     index = before.names_index
     grown = bytes(after.content(index)[before.sizes[index] :])
-    if not set(grown.split(b"\0")) <= {b"", name, _RELA + name}:
+    if not set(grown.split(b"\0")) <= names:
         raise VerificationError("the section names grew by others than the table's", offset=after.offsets[index])
 
 
@@ -78,7 +109,9 @@ def _sections_with_symbols(file: Elf) -> set[int]:
     """The sections that have a section symbol."""
     table = file.symbols
     assert table is not None  # there are symbols to look for
-    infos = bytes(file.view[table.start + 4 : table.start + table.locals_ * elf.SYMBOL.size : elf.SYMBOL.size])
+    infos = bytes(
+        file.view[table.start + elf.INFO_FIELD : table.start + table.locals_ * elf.SYMBOL.size : elf.SYMBOL.size]
+    )
     found, at = set(), infos.find(elf.STT_SECTION)
     while at >= 0:
         found.add(file.symbol(at).section)

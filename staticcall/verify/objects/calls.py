@@ -11,28 +11,54 @@ counts as a site.
 import re
 from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
+from typing import NamedTuple
 
 from staticcall.abi.static_call import KEY_PREFIX, TRAMPOLINE_PREFIX
 from staticcall.errors import MalformedError
 from staticcall.verify.objects import elf
-from staticcall.verify.objects.elf import Elf, Symbol
+from staticcall.verify.objects.elf import Elf
 
 TRAMPOLINE = TRAMPOLINE_PREFIX.encode()
 KEY = KEY_PREFIX.encode()
 # Code that the kernel copies elsewhere before it runs.
 _COPIED = b".altinstr_replacement"
 
-# Segment overrides, address size, REX; then the opcode of a call, of a jmp or jcc, or of a short one.
+# Any prefixes, as objtool takes them; then the opcode of a call, of a jmp or jcc, of a short one, and of a call and
+# a jmp through a pointer. The displacement follows.
 _BRANCH = re.compile(
-    rb"[\x26\x2e\x36\x3e\x64\x65\x67\x40-\x4f]{0,10}(?:(\xe8)|(\xe9|\x0f[\x80-\x8f])|(\xeb|[\x70-\x7f]))", re.DOTALL
+    rb"[\x26\x2e\x36\x3e\x40-\x4f\x64-\x67\xf0\xf2\xf3]{0,10}"
+    rb"(?:(\xe8)|(\xe9|\x0f[\x80-\x8f])|(\xeb|[\x70-\x7f])|(\xff\x15)|(\xff\x25))",
+    re.DOTALL,
 )
-_CALL, _JUMP, _SHORT = 1, 2, 3
-_CALL_BYTE, _JMP_BYTE, _TWO_BYTES, _JCC = b"\xe8"[0], b"\xe9"[0], b"\x0f"[0], range(0x80, 0x90)
+# The same from behind, but for the short one.
+_OPCODE = re.compile(rb"(?:(\xe8)|(\xe9|\x0f[\x80-\x8f])|(?!)()|(\xff\x15)|(\xff\x25))\Z", re.DOTALL)
 
-PC_RELATIVE = frozenset({elf.R_X86_64_PC32, elf.R_X86_64_PLT32})
-# By the size of the displacement in bytes.
-_TYPES = {1: frozenset({elf.R_X86_64_PC8}), 4: PC_RELATIVE}
+_PC_RELATIVE = frozenset({elf.R_X86_64_PC32, elf.R_X86_64_PLT32})
+_GOT = frozenset({elf.R_X86_64_GOTPCREL, elf.R_X86_64_GOTPCRELX, elf.R_X86_64_REX_GOTPCRELX})
 
+
+class Kind(NamedTuple):
+    """A kind of branch: its displacement's size in bytes, whether it is a jump, its relocations' types.
+
+    `got` is for those through the GOT.
+    """
+
+    width: int
+    tail: bool
+    types: frozenset[int]
+    got: bool = False
+
+
+# The opcodes of the two that nearly all sites have, and whether they are jumps.
+_PLAIN = {b"\xe8"[0]: False, b"\xe9"[0]: True}
+# By the number of the group in both patterns.
+_KINDS = {
+    1: Kind(4, False, _PC_RELATIVE),
+    2: Kind(4, True, _PC_RELATIVE),
+    3: Kind(1, True, frozenset({elf.R_X86_64_PC8})),
+    4: Kind(4, False, _GOT, got=True),
+    5: Kind(4, True, _GOT, got=True),
+}
 
 # Offset in the relocated section, type, symbol, addend.
 Relocation = tuple[int, int, int, int]
@@ -41,13 +67,15 @@ Relocation = tuple[int, int, int, int]
 class Calls:
     """The static calls in one object, before anybody recorded them.
 
-    `trampolines` leads from symbol numbers to names without the prefix. Raises `MalformedError` for tables
-    that lead nowhere.
+    `trampolines` leads from symbol numbers to names without the prefix. With `got`, calls and jumps through
+    the GOT are among them, which a linker may make direct ones. Raises `MalformedError` for tables that lead
+    nowhere.
     """
 
-    def __init__(self, file: Elf) -> None:
+    def __init__(self, file: Elf, *, got: bool = False) -> None:
         self.file = file
-        self.trampolines = dict(_trampolines(file))
+        self._got = got
+        self.trampolines = _trampolines(file)
         self.code = frozenset(
             i
             for i, flags in enumerate(file.flags)
@@ -69,6 +97,8 @@ class Calls:
             end = start + self.file.sizes[table]
             for entry, _ in wanted.entries(data, start + elf.SYMBOL_FIELD, end, size):
                 found = unpack(data, start + entry * size)
+                if found[0] >= self.file.sizes[section]:
+                    raise MalformedError("a relocation outside of its section", offset=start + entry * size)
                 self.named[section, found[0]] = found
 
     def _tables(self) -> Iterator[tuple[int, int]]:
@@ -80,60 +110,71 @@ class Calls:
                     raise MalformedError("a relocation table with half an entry", offset=file.offsets[table])
                 yield table, file.infos[table]
 
-    def branch_at(self, section: int, at: int) -> tuple[int, int, bool] | None:
-        """Decode the direct branch at an offset of a section, with the prefixes that it starts with.
+    def branch_at(self, section: int, at: int) -> tuple[int, bool, Sequence[bytes]] | None:
+        """Decode the branch at an offset of a section, with the prefixes that it starts with.
 
-        Returns the offset of its displacement, how many bytes that has, and whether the branch is a jump.
+        Returns the offset of its displacement, whether it is a jump, and the names, without prefix, of the
+        trampolines that it leads to (aliases share a place); None where there is no branch.
         """
+        named = self.named.get((section, at + 1))
+        if named is not None and at >= 0 and named[1] in _PC_RELATIVE and named[3] == -4:
+            tail = _PLAIN.get(self.file.data[self.file.offsets[section] + at])
+            if tail is not None:  # nearly all there are, so without further ado
+                return at + 1, tail, (self.trampolines[named[2]],)
+        return self._decoded(section, at)
+
+    def _decoded(self, section: int, at: int) -> tuple[int, bool, Sequence[bytes]] | None:
         start, size = self.file.offsets[section], self.file.sizes[section]
         if not 0 <= at < size:
             return None
         found = _BRANCH.match(self.file.data, start + at, start + size)
         if found is None:
             return None
-        width = 1 if found.lastindex == _SHORT else 4
+        kind = _KINDS[found.lastindex or 0]
         field = found.end() - start
-        if field + width > size:
+        if field + kind.width > size or kind.got > self._got:
             return None
-        return field, width, found.lastindex != _CALL
+        return field, kind.tail, self._names_reached(section, field, kind)
 
-    def names_reached(self, section: int, field: int, width: int) -> Sequence[bytes]:
-        """The names, without prefix, of the trampolines that a branch leads to; aliases share a place."""
+    def _names_reached(self, section: int, field: int, kind: Kind) -> Sequence[bytes]:
         named = self.named.get((section, field))
         if named is not None:
-            _, kind, symbol, addend = named
-            right = addend == -width and kind in _TYPES[width]
-            return (self.trampolines[symbol],) if right else ()
+            right = named[1] in kind.types and named[3] == -kind.width
+            return (self.trampolines[named[2]],) if right else ()
+        if kind.got:
+            return ()
         found = self._relocations_of(section).get(field)
         if found is None:
             start = self.file.offsets[section] + field
-            displacement = int.from_bytes(self.file.view[start : start + width], "little", signed=True)
-            return self._at(section, field + width + displacement)
-        _, kind, number, addend = found
-        if kind not in _TYPES[width]:
+            displacement = int.from_bytes(self.file.view[start : start + kind.width], "little", signed=True)
+            return self._at(section, field + kind.width + displacement)
+        _, type_, number, addend = found
+        if type_ not in kind.types:
             return ()
         home = self.file.symbol(number)
-        return self._at(home.section, home.value + addend + width)
+        return self._at(home.section, home.value + addend + kind.width)
 
-    def unrecorded(self, recorded: AbstractSet[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-        """Section and field of every branch that must have a record and has none.
+    def unrecorded(self, recorded: AbstractSet[tuple[int, int]]) -> Iterator[tuple[int, int, int, Kind]]:
+        """Section, field, opcode's offset and kind of every branch that must have a record and has none.
 
         These are the calls anywhere, and the jumps inside of functions with a size, that have a relocation
         against a trampoline's name.
         """
-        data, offsets = self.file.data, self.file.offsets
         for section, field in self.named.keys() - recorded:
-            _, kind, _, addend = self.named[section, field]
-            if kind not in PC_RELATIVE or addend != -4 or not 0 < field <= self.file.sizes[section] - 4:
-                continue
-            at = offsets[section] + field
-            opcode = data[at - 1]
-            if opcode == _CALL_BYTE:
-                yield section, field
-                continue
-            jumps = opcode == _JMP_BYTE or (opcode in _JCC and field > 1 and data[at - 2] == _TWO_BYTES)
-            if jumps and self._in_function(section, field - 1):
-                yield section, field
+            found = self._branch_before(section, field)
+            if found is not None and (not found[1].tail or self._in_function(section, found[0])):
+                yield section, field, *found
+
+    def _branch_before(self, section: int, field: int) -> tuple[int, Kind] | None:
+        _, type_, _, addend = self.named[section, field]
+        start = self.file.offsets[section]
+        opcode = _OPCODE.search(self.file.data[start + max(field - 2, 0) : start + field])
+        if opcode is None or field > self.file.sizes[section] - 4:
+            return None
+        kind = _KINDS[opcode.lastindex or 0]
+        if kind.got > self._got or type_ not in kind.types or addend != -kind.width:
+            return None
+        return field - len(opcode[0]), kind
 
     def _relocations_of(self, section: int) -> dict[int, Relocation]:
         """All relocations of a section by offset; only wanted where no trampoline is named."""
@@ -157,25 +198,21 @@ class Calls:
     def _in_function(self, section: int, at: int) -> bool:
         if self._functions is None:
             self._functions = {}
-            for symbol in all_symbols(self.file):
+            for symbol in map(self.file.symbol, range(self.file.symbol_count)):
                 if symbol.type == elf.STT_FUNC and symbol.size:
                     self._functions.setdefault(symbol.section, []).append((symbol.value, symbol.value + symbol.size))
         return any(start <= at < end for start, end in self._functions.get(section, ()))
 
 
-def all_symbols(file: Elf) -> Iterator[Symbol]:
-    """Every symbol; for the rare questions that only a walk answers."""
-    return map(file.symbol, range(file.symbols.total if file.symbols else 0))
-
-
-def _trampolines(file: Elf) -> Iterator[tuple[int, bytes]]:
-    """Every global symbol that is a trampoline: its number and its name without the prefix.
+def _trampolines(file: Elf) -> dict[int, bytes]:
+    """Find every global symbol that is a trampoline: its number and its name without the prefix.
 
     Strings may share their tails, so a name may start anywhere in the table.
     """
     table = file.symbols
+    found: dict[int, bytes] = {}
     if table is None:
-        return
+        return found
     data, stem = file.data, TRAMPOLINE
     starts = set()
     at = data.find(stem, table.strings, table.strings_end)
@@ -183,10 +220,10 @@ def _trampolines(file: Elf) -> Iterator[tuple[int, bytes]]:
         starts.add(at - table.strings)
         at = data.find(stem, at + 1, table.strings_end)
     if not starts:
-        return
+        return found
     first = table.start + table.locals_ * elf.SYMBOL.size
-    for entry, _ in elf.Wanted(starts).entries(data, first, table.end, elf.SYMBOL.size):
-        number = table.locals_ + entry
-        symbol = file.symbol(number)
-        if symbol.binding == elf.STB_GLOBAL and len(symbol.name) > len(stem):
-            yield number, symbol.name[len(stem) :]
+    for entry, name in elf.Wanted(starts).entries(data, first, table.end, elf.SYMBOL.size):
+        start = table.strings + name + len(stem)
+        if data[start] and data[first + entry * elf.SYMBOL.size + elf.INFO_FIELD] >> 4 == elf.STB_GLOBAL:
+            found[table.locals_ + entry] = bytes(data[start : data.index(0, start)])
+    return found

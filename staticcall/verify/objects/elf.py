@@ -11,10 +11,10 @@ psABI, chapter 4; LLVM, "Extensions" (SHT_LLVM_ADDRSIG, SHT_LLVM_CALL_GRAPH_PROF
 import struct
 import sys
 from array import array
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from operator import gt
 from struct import Struct
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from staticcall.errors import MalformedError, UnsupportedError
 
@@ -24,6 +24,7 @@ HEADER = Struct("<16sHHIQQQIHHHHHH")
 SECTION = Struct("<IIQQQQIIQQ")
 # name, info, other, shndx, value, size
 SYMBOL = Struct("<IBBHQQ")
+INFO_FIELD = 4
 # offset, type, symbol, addend
 RELA = Struct("<QIIq")
 REL = Struct("<QII")
@@ -44,8 +45,9 @@ SHF_WRITE, SHF_ALLOC, SHF_EXECINSTR, SHF_INFO_LINK, SHF_GROUP = 0x1, 0x2, 0x4, 0
 
 SHN_UNDEF, SHN_LORESERVE, SHN_XINDEX = 0, 0xFF00, 0xFFFF
 STB_LOCAL, STB_GLOBAL = 0, 1
-STT_NOTYPE, STT_FUNC, STT_SECTION = 0, 2, 3
+STT_NOTYPE, STT_FUNC, STT_SECTION, STT_GNU_IFUNC = 0, 2, 3, 10
 R_X86_64_NONE, R_X86_64_64, R_X86_64_PC32, R_X86_64_PLT32, R_X86_64_PC8 = 0, 1, 2, 4, 15
+R_X86_64_GOTPCREL, R_X86_64_GOTPCRELX, R_X86_64_REX_GOTPCRELX = 9, 41, 42
 
 
 class Symbols(NamedTuple):
@@ -98,7 +100,7 @@ class Elf(NamedTuple):
     there is no symbol table. `spans` are (offset, end) of everything that the headers claim, sorted, disjoint.
     """
 
-    data: bytes
+    data: bytes | bytearray
     view: memoryview
     header: tuple[int, ...]
     names_index: int
@@ -120,6 +122,11 @@ class Elf(NamedTuple):
         """The number of sections."""
         return len(self.types)
 
+    @property
+    def symbol_count(self) -> int:
+        """The number of symbols, 0 where there is no table."""
+        return self.symbols.total if self.symbols else 0
+
     def name(self, section: int) -> bytes:
         """A section's name."""
         return self._string(self.names[section], self.offsets[self.names_index], self.sizes[self.names_index])
@@ -135,6 +142,25 @@ class Elf(NamedTuple):
         text = self._string(name, table.strings, table.strings_end - table.strings)
         return Symbol(text, info, other, section, value, size)
 
+    def symbol_name(self, number: int) -> bytes:
+        """A symbol's name by the symbol's number; raises `MalformedError` where there is none."""
+        table = self.symbols
+        if table is None or number >= table.total:
+            raise MalformedError(f"symbol {number} is not in the symbol table")
+        (name,) = WORD.unpack_from(self.data, table.start + number * SYMBOL.size)
+        return self._string(name, table.strings, table.strings_end - table.strings)
+
+    def has_symbol(self, name: bytes) -> bool:
+        """Whether any symbol has a name; strings may share their tails, so it may start anywhere."""
+        table, starts = self.symbols, []
+        if table is None:
+            return False
+        at = self.data.find(name + b"\0", table.strings, table.strings_end)
+        while at >= 0:
+            starts.append(at - table.strings)
+            at = self.data.find(name + b"\0", at + 1, table.strings_end)
+        return bool(starts and Wanted(starts).entries(self.data, table.start, table.end, SYMBOL.size))
+
     def content(self, section: int) -> memoryview:
         """A section's bytes in the file."""
         offset = self.offsets[section]
@@ -143,7 +169,7 @@ class Elf(NamedTuple):
     def _string(self, start: int, table: int, size: int) -> bytes:
         if start >= size:
             raise MalformedError("a name lies outside of its string table", offset=table)
-        return self.data[table + start : self.data.index(b"\0", table + start)]
+        return bytes(self.data[table + start : self.data.index(0, table + start)])
 
 
 def cells(code: str, content: memoryview) -> "array[int]":
@@ -169,24 +195,27 @@ class Wanted:
             high[number >> 8 & 0xFF] = 1
         self._low, self._high = bytes(low), bytes(high)
 
-    def entries(self, data: bytes, start: int, end: int, size: int) -> Iterator[tuple[int, int]]:
-        """Yield (entry, number) where the number at file offset `start` + entry * `size` is wanted."""
+    def entries(self, data: bytes | bytearray, start: int, end: int, size: int) -> list[tuple[int, int]]:
+        """Find (entry, number) where the number at file offset `start` + entry * `size` is wanted."""
+        found: list[tuple[int, int]] = []
         low = data[start:end:size].translate(self._low)
         at = low.find(1)
         if at < 0:
-            return
+            return found
         high = data[start + 1 : end : size].translate(self._high)
         both = int.from_bytes(low, "little") & int.from_bytes(high, "little")
         marks = both.to_bytes(len(low), "little")
-        at = marks.find(1, at)
+        find, numbers, unpack = marks.find, self.numbers, WORD.unpack_from
+        at = find(1, at)
         while at >= 0:
-            (number,) = WORD.unpack_from(data, start + at * size)
-            if number in self.numbers:
-                yield at, number
-            at = marks.find(1, at + 1)
+            (number,) = unpack(data, start + at * size)
+            if number in numbers:
+                found.append((at, number))
+            at = find(1, at + 1)
+        return found
 
 
-def read(data: bytes) -> Elf:
+def read(data: bytes | bytearray) -> Elf:
     """Read the headers of a whole object in memory.
 
     Raises `MalformedError` for what breaks the format, `UnsupportedError` for what is no relocatable object of
@@ -198,7 +227,7 @@ def read(data: bytes) -> Elf:
         raise MalformedError(f"a truncated table ({error})") from error
 
 
-def _read(data: bytes) -> Elf:
+def _read(data: bytes | bytearray) -> Elf:
     header = HEADER.unpack_from(data)
     if header[0][: len(_IDENT)] != _IDENT or header[3] != _EV_CURRENT:
         raise MalformedError("not a little-endian ELF file with 64-bit addresses", offset=0)
@@ -215,13 +244,13 @@ def _read(data: bytes) -> Elf:
     if end > len(data) or not count:
         raise MalformedError("the section headers run past the end of the file", offset=table)
     view = memoryview(data)
-    columns = list(zip(*SECTION.iter_unpack(view[table:end]), strict=True))
+    columns: list[Any] = list(zip(*SECTION.iter_unpack(view[table:end]), strict=True))
     _, types, _, _, offsets, sizes, *_ = columns
-    spans = sorted(
+    spans = [
         (offset, offset + size)
         for kind, offset, size in zip(types, offsets, sizes, strict=True)
         if size and kind and kind != SHT_NOBITS
-    )
+    ]
     spans += (0, HEADER.size), (table, end)
     spans.sort()
     starts, ends = zip(*spans, strict=True)
@@ -231,7 +260,7 @@ def _read(data: bytes) -> Elf:
         raise MalformedError("no section with the names of the sections", offset=62)
     if max(columns[0]) >= sizes[names_index]:
         raise MalformedError("a section's name lies outside of the string table", offset=offsets[names_index])
-    return Elf(data, view, header, names_index, *columns, symbols=_symbols(data, columns), spans=spans)  # type: ignore[misc]  # ten columns
+    return Elf._make((data, view, header, names_index, *columns, _symbols(data, columns), spans))
 
 
 def _bad_span(spans: list[tuple[int, int]], size: int) -> int:
@@ -243,12 +272,12 @@ def _bad_span(spans: list[tuple[int, int]], size: int) -> int:
     return 0
 
 
-def _terminated(data: bytes, columns: list[tuple[int, ...]], section: int) -> bool:
+def _terminated(data: bytes | bytearray, columns: list[tuple[int, ...]], section: int) -> bool:
     offset, size = columns[4][section], columns[5][section]
     return size > 0 and data[offset + size - 1] == 0
 
 
-def _symbols(data: bytes, columns: list[tuple[int, ...]]) -> Symbols | None:
+def _symbols(data: bytes | bytearray, columns: list[tuple[int, ...]]) -> Symbols | None:
     _, types, _, _, offsets, sizes, links, infos, _, entry_sizes = columns
     tables = types.count(SHT_SYMTAB)
     if not tables:

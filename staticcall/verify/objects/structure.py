@@ -23,13 +23,21 @@ def check_structure(before: Elf, after: Elf) -> Renumbering:
     The sections behind the old ones, and what groups and tables gained, are the caller's to judge. Raises
     `VerificationError`, `MalformedError` where the original is broken.
     """
-    _check_header(before, after)
-    _check_section_headers(before, after)
+    check_headers(before, after)
     renumbering = _check_symbols(before, after)
     _check_sizes(before, after)
     _check_contents(before, after, renumbering)
-    _check_between(before, after)
+    check_between(before, after)
     return renumbering
+
+
+def check_headers(before: Elf, after: Elf) -> None:
+    """Compare the ELF headers and, but for offsets and sizes, the headers of the old sections.
+
+    The `info` of the symbol table and of groups is left to others. Raises `VerificationError`.
+    """
+    _check_header(before, after)
+    _check_section_headers(before, after)
 
 
 def _check_header(before: Elf, after: Elf) -> None:
@@ -70,7 +78,7 @@ def _check_section_headers(before: Elf, after: Elf) -> None:
     if before.offsets != after.offsets[:count]:
         for i in _differing(before.offsets, after.offsets):
             if after.alignments[i] > 1 and after.offsets[i] % after.alignments[i]:
-                raise VerificationError(f"{_shown(before, i)} is not aligned", offset=after.offsets[i])
+                raise VerificationError(f"{shown(before, i)} is not aligned", offset=after.offsets[i])
 
 
 def _differing(old: Sequence[int], new: Sequence[int]) -> list[int]:
@@ -79,10 +87,11 @@ def _differing(old: Sequence[int], new: Sequence[int]) -> list[int]:
 
 
 def _changed(before: Elf, what: str, section: int) -> VerificationError:
-    return VerificationError(f"the {what} of {_shown(before, section)} changed")
+    return VerificationError(f"the {what} of {shown(before, section)} changed")
 
 
-def _shown(before: Elf, section: int) -> str:
+def shown(before: Elf, section: int) -> str:
+    """A section for a person."""
     return f"section {section} ({before.name(section).decode(errors='replace')})"
 
 
@@ -159,18 +168,18 @@ def _check_contents(before: Elf, after: Elf, renumbering: Renumbering) -> None:
         elif i == 0 or i in done:
             continue
         if not check_numbers(before, after, i, renumbering):
-            raise VerificationError(f"{_shown(before, i)} has another content", offset=_first_other(before, after, i))
+            raise VerificationError(f"{shown(before, i)} has another content", offset=first_other(before, after, i))
 
 
-def _first_other(before: Elf, after: Elf, section: int) -> int:
-    """The file offset in `after` of the first byte of a section that differs."""
+def first_other(before: Elf, after: Elf, section: int) -> int:
+    """Find the file offset in `after` of the first byte of a section that differs."""
     old, new = bytes(before.content(section)), bytes(after.content(section))
     at = next((i for i, pair in enumerate(zip(old, new, strict=False)) if pair[0] != pair[1]), len(old))
     return after.offsets[section] + at
 
 
-def _check_between(before: Elf, after: Elf) -> None:
-    """Whatever belongs to no section is padding, or was there before."""
+def check_between(before: Elf, after: Elf) -> None:
+    """See that whatever belongs to no section is padding, or was there before; raises `VerificationError`."""
     reach = 0
     for start, end in after.spans:
         if reach < start:

@@ -1,14 +1,14 @@
 """The new tables of an annotated object: their sections, and that they list every call and nothing else."""
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from operator import lt
 from typing import NamedTuple
 
 from staticcall.abi.static_call import RECORD_SIZE, TAIL_FLAG
 from staticcall.errors import VerificationError
 from staticcall.verify.objects import elf
-from staticcall.verify.objects.calls import KEY, TRAMPOLINE, Calls, all_symbols
+from staticcall.verify.objects.calls import KEY, TRAMPOLINE, Calls
 from staticcall.verify.objects.elf import Elf
 
 _TABLE_FLAGS = elf.SHF_WRITE | elf.SHF_ALLOC
@@ -31,11 +31,15 @@ class Table(NamedTuple):
 Place = tuple[bool, int, int, int]
 
 
-def find_tables(after: Elf, old_count: int, name: bytes) -> list[Table]:
-    """See that the sections behind the first `old_count` are tables with their relocations, and in their groups."""
+def find_tables(after: Elf, old_count: int, name: bytes, besides: Collection[int] = ()) -> list[Table]:
+    """See that the sections behind the first `old_count` are tables with their relocations, and in their groups.
+
+    Those in `besides` were judged already.
+    """
     groups = _groups(after, old_count)
+    new = [section for section in range(old_count, after.section_count) if section not in besides]
     tables: dict[int, int] = {}
-    for section in range(old_count, after.section_count):
+    for section in new:
         target = after.infos[section] if after.types[section] == elf.SHT_RELA else section
         wanted = name if target == section else b".rela" + name
         known = old_count <= target < after.section_count and after.name(section) == wanted
@@ -44,7 +48,7 @@ def find_tables(after: Elf, old_count: int, name: bytes) -> list[Table]:
         if target != section:
             tables[target] = section
     found = []
-    for section in range(old_count, after.section_count):
+    for section in new:
         if after.types[section] == elf.SHT_RELA:
             continue
         if section not in tables:
@@ -124,7 +128,7 @@ def check_records(calls: Calls, tables: Sequence[Table], *, module: bool) -> set
         if len(fields) != len(places) or not recorded.isdisjoint(fields):
             raise VerificationError("two records of one site", offset=offset)
         recorded |= fields
-    for section, field in calls.unrecorded(recorded):
+    for section, field, _, _ in calls.unrecorded(recorded):
         raise VerificationError(
             f"no record of the branch with its displacement at section {section} offset {field:#x}",
             offset=calls.file.offsets[section] + field,
@@ -141,7 +145,6 @@ class _Reader:
         self._module = module
         self._sections: dict[int, int] = {}
         self._names: dict[int, bytes] = {}
-        self._keys: frozenset[bytes] | None = None
 
     @property
     def through(self) -> set[int]:
@@ -171,11 +174,10 @@ class _Reader:
         branch = self._calls.branch_at(section, offset)
         if branch is None:
             raise VerificationError(f"the record of section {section} offset {offset:#x} leads to no call or jump")
-        field, width, tail = branch
+        field, tail, names = branch
         if flags != (TAIL_FLAG if tail else 0):
             raise VerificationError(f"the record of section {section} offset {offset:#x} has the flags {flags}")
-        name = self._names.get(key) or self._name_of(key)
-        if name not in self._calls.names_reached(section, field, width):
+        if (self._names.get(key) or self._name_of(key)) not in names:
             raise VerificationError(
                 f"the record of section {section} offset {offset:#x} is of another key than its site"
             )
@@ -194,15 +196,13 @@ class _Reader:
         return name
 
     def _read_name(self, number: int) -> bytes:
-        full = self._file.symbol(number).name
+        full = self._file.symbol_name(number)
         if full.startswith(KEY):
             return full[len(KEY) :]
         name = self._calls.trampolines.get(number)
         if name is None or not self._module:
             raise VerificationError(f"a record names symbol {number}, which is no key")
-        if self._keys is None:
-            self._keys = frozenset(symbol.name for symbol in all_symbols(self._file))
-        if KEY + name in self._keys:
+        if self._file.has_symbol(KEY + name):
             raise VerificationError(
                 f"a record names the trampoline {(TRAMPOLINE + name).decode()!r}, whose key is here"
             )

@@ -1,0 +1,53 @@
+"""Sites of an object that was placed like a linked image: what its relocations show joins what its table lists."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
+
+from staticcall.abi import static_call
+from staticcall.locate.relocated import relocated_sites
+from staticcall.locate.table import Record
+from staticcall.locate.trampolines import base_name
+from staticcall.model.image import Placement, Symbol
+from staticcall.model.sites import Site, Source
+
+
+def with_relocated(
+    placement: Placement, records: Sequence[Record], symbols: Iterable[Symbol]
+) -> tuple[list[Record], AbstractSet[int]]:
+    """Add the sites that only relocations show to the records, in order of addresses.
+
+    A record that names a trampoline, as a module's may, gets the key of that name if the object knows it. Also gives
+    the addresses of all sites that relocations show.
+    """
+    prefix = static_call.KEY_PREFIX
+    symbols = tuple(symbols)
+    keys = {symbol.name.removeprefix(prefix): symbol.address for symbol in symbols if symbol.name.startswith(prefix)}
+    owners = {
+        symbol.address: keys[name]
+        for symbol in symbols
+        if (name := base_name(symbol.name)) is not None and name in keys
+    }
+    listed = {record.address for record in records}
+    joined = [record._replace(key=owners.get(record.key, record.key)) for record in records]
+    shown = set[int]()
+    for site in relocated_sites(placement.file):
+        address = placement.bases[site.section] + site.offset
+        shown.add(address)
+        if address not in listed:
+            trampoline = placement.addresses[site.trampoline]
+            flags = static_call.TAIL_FLAG if site.tail else 0
+            joined.append(Record(address, None, owners.get(trampoline, trampoline), flags))
+    joined.sort(key=_by_address)
+    return joined, shown
+
+
+def _by_address(record: Record) -> int:
+    return record.address
+
+
+def sources_of(site: Site, shown: AbstractSet[int]) -> tuple[Source, ...]:
+    """What a site of an object is known by; `shown` are the addresses of those that relocations show."""
+    table = () if site.record is None else (Source.TABLE,)
+    return (*table, Source.RELOCATION) if site.address in shown else table

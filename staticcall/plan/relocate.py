@@ -1,0 +1,244 @@
+"""From edits of a placed object to edits of its relocations.
+
+The planner reckons with the addresses that an object's parts are pretended to have. Here each edit goes back to what
+the object has instead of addresses:
+
+    call, jmp or jcc        the opcode, a displacement of zeros, R_X86_64_PLT32 or PC32 to the target, addend -4
+    nop, xor, ret           the bytes, and R_X86_64_NONE where a relocation was
+    func of a key           eight zero bytes, and R_X86_64_64 to the target; R_X86_64_NONE for NULL
+
+A relocation that is missing is added at the end of its section. Under a relocation there are zeros: the kernel's
+module loader insists on that (arch/x86/kernel/module.c, __write_relocate_add()).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from itertools import compress
+from typing import Final, NamedTuple
+
+from staticcall.abi import elf64, x86
+from staticcall.errors import UnsafeError, UnsupportedError
+from staticcall.model.change import Edit, EditKind, Plan
+from staticcall.model.image import Image, Placement, Section
+from staticcall.model.object import Relocations
+from staticcall.model.rewrite import NewSection, Rewrite, number_symbols
+from staticcall.plan.wishes import UNKNOWN_ROOM
+
+_KEPT_TYPES: Final = frozenset({elf64.R_X86_64_PC32, elf64.R_X86_64_PLT32})
+_NO_TYPES: Final = frozenset({elf64.STT_SECTION, elf64.STT_FILE, elf64.STT_TLS})
+
+
+class _Entry(NamedTuple):
+    """A relocation that is there: its file offset, its bytes, and its type."""
+
+    file_offset: int
+    content: bytes
+    type: int
+
+
+class _Wanted(NamedTuple):
+    """What one edit comes down to: the section, the bytes there, and the relocation of the field that needs one.
+
+    `start` counts from the section, as `field` does, which is where the displacement or pointer is.
+    """
+
+    edit: Edit
+    section: Section
+    start: int
+    code: bytes
+    field: int
+    symbol: tuple[int, int] | None
+
+
+def relocate(image: Image, plan: Plan, *, strip_signature: bool) -> tuple[Rewrite, tuple[Edit, ...]]:
+    """Turn a plan for a placed object into its rewrite, and into the edits of the bytes that were there before.
+
+    Raises `UnsafeError` for a target that no relocation of this object can name.
+    """
+    assert image.placement is not None, "only objects are placed"
+    file = image.placement.file
+    resolve = _Resolver(image.placement, plan.undefined)
+    wanted = [_wanted(image, edit, resolve) for edit in plan.edits]
+    tables, entries = _entries(image.placement, wanted)
+    edits: list[Edit] = []
+    added: dict[int, list[bytes]] = defaultdict(list)
+    for one in wanted:
+        edits += _code_edits(image.placement, one)
+        entry = entries.get((one.section.number, one.field))
+        content = _relocation(one, entry)
+        if entry is None:
+            if content is not None:
+                added[one.section.number].append(content)
+            continue
+        new = content or elf64.RELA.pack(one.field, elf64.R_X86_64_NONE, 0)
+        if new != entry.content:
+            edits.append(Edit(entry.file_offset, entry.content, new, EditKind.RELOCATION, one.edit.key, None))
+    edits.sort(key=_by_offset)
+    contents, sections = _grown(image.placement, tables, added)
+    return (
+        Rewrite(
+            number_symbols(file, ()),
+            plan.undefined,
+            sections,
+            _patched(file.sections, contents, edits),
+            {edit.file_offset: edit.new for edit in edits},
+            strip_signature,
+        ),
+        tuple(edits),
+    )
+
+
+def layout_edits(before: bytes, after: bytes | bytearray, end: int) -> Iterable[Edit]:
+    """The edits beside those of the plan: the ELF header, and what stands behind the old file's end at `end`."""
+    header = elf64.HEADER.size
+    if before[:header] != after[:header]:
+        yield Edit(0, before[:header], bytes(after[:header]), EditKind.LAYOUT, "", None)
+    if before[end:] != after[end:]:
+        yield Edit(end, before[end:], bytes(after[end:]), EditKind.LAYOUT, "", None)
+
+
+class _Resolver:
+    """Which symbol and addend say an address."""
+
+    def __init__(self, placement: Placement, unknown: tuple[str, ...]) -> None:
+        self._placement = placement
+        symbols = placement.file.symbols
+        count = len(symbols)
+        self._outside = {address: number for number, address in placement.undefined.items()}
+        self._outside |= {placement.end + UNKNOWN_ROOM * i: count + i for i in range(len(unknown))}
+        self._named: dict[tuple[int, int], tuple[int, int]] | None = None
+
+    def __call__(self, address: int, section: Section | None, key: str) -> tuple[int, int]:
+        """The symbol's number and the addend; `section` is the one that the address lies in."""
+        number = self._outside.get(address)
+        if number is not None:
+            return number, 0
+        if section is not None:
+            offset = address - section.address
+            if self._named is None:
+                self._named = self._best_symbols()
+            found = self._named.get((section.number, offset))
+            if found is not None:
+                return found[1], 0
+            base = self._placement.file.symbols.section_symbols().get(section.number)
+            if base is not None:
+                return base, offset
+        raise UnsafeError(
+            f"no symbol says where key {key} shall lead",
+            code="target-without-symbol",
+            advice="name a function of the object, or one of another object",
+        )
+
+    def _best_symbols(self) -> dict[tuple[int, int], tuple[int, int]]:
+        """The symbol of each place, functions and global ones first, as (rank, number)."""
+        symbols = self._placement.file.symbols
+        best: dict[tuple[int, int], tuple[int, int]] = {}
+        for number in range(1, len(symbols)):
+            symbol = symbols.symbol(number)
+            if not symbol.section or symbol.type in _NO_TYPES or not symbol.name:
+                continue
+            rank = 2 * (symbol.type == elf64.STT_FUNC) + (symbol.binding == elf64.STB_GLOBAL)
+            place = (symbol.section, symbol.value)
+            if place not in best or rank > best[place][0]:
+                best[place] = (rank, number)
+        return best
+
+
+def _wanted(image: Image, edit: Edit, resolve: _Resolver) -> _Wanted:
+    assert edit.address is not None, "a placed object has addresses"
+    section = image.section_at(edit.address)
+    assert section is not None, "what is edited lies in a section"
+    start = edit.address - section.address
+    if edit.kind is EditKind.KEY:
+        target = int.from_bytes(edit.new, "little")
+        symbol = resolve(target, image.section_at(target), edit.key) if target else None
+        return _Wanted(edit, section, start, bytes(len(edit.new)), start, symbol)
+    field = start + len(edit.new) - x86.REL32_SIZE
+    if edit.destination is None:
+        return _Wanted(edit, section, start, edit.new, start + len(edit.old) - x86.REL32_SIZE, None)
+    symbol = resolve(edit.destination, image.section_at(edit.destination), edit.key)
+    return _Wanted(edit, section, start, edit.new[: -x86.REL32_SIZE] + bytes(x86.REL32_SIZE), field, symbol)
+
+
+def _code_edits(placement: Placement, one: _Wanted) -> Iterable[Edit]:
+    offset = one.section.offset + one.start
+    old = placement.file.data[offset : offset + len(one.code)]
+    if old != one.code:
+        yield Edit(offset, old, one.code, one.edit.kind, one.edit.key, None, one.edit.form)
+
+
+def _relocation(one: _Wanted, entry: _Entry | None) -> bytes | None:
+    """The relocation of the field, None where it needs none."""
+    if one.symbol is None:
+        return None
+    number, addend = one.symbol
+    if one.edit.kind is EditKind.KEY:
+        kind = elf64.R_X86_64_64
+    else:
+        kind = entry.type if entry and entry.type in _KEPT_TYPES else elf64.R_X86_64_PLT32
+        addend -= x86.REL32_SIZE
+    return elf64.RELA.pack(one.field, number << 32 | kind, addend)
+
+
+def _entries(
+    placement: Placement, wanted: Iterable[_Wanted]
+) -> tuple[Mapping[int, Relocations], Mapping[tuple[int, int], _Entry]]:
+    """The last relocation section of each section that is edited, and the relocations of all fields concerned."""
+    fields: dict[int, set[int]] = defaultdict(set)
+    for one in wanted:
+        fields[one.section.number].add(one.field)
+    tables: dict[int, Relocations] = {}
+    found: dict[tuple[int, int], _Entry] = {}
+    file = placement.file
+    for section in file.relocation_sections():
+        if section.info in fields:
+            table = tables[section.info] = file.relocations(section)
+            places = table.places()
+            for number in compress(range(table.count), map(fields[section.info].__contains__, places)):
+                offset = table.offset + number * elf64.RELA.size
+                content = file.data[offset : offset + elf64.RELA.size]
+                found[section.info, places[number]] = _Entry(offset, content, table.entry(number)[1])
+    return tables, found
+
+
+def _grown(
+    placement: Placement, tables: Mapping[int, Relocations], added: Mapping[int, list[bytes]]
+) -> tuple[dict[int, bytes], tuple[NewSection, ...]]:
+    """The relocation sections that get more entries, by number, and those that a section gets as its first."""
+    file = placement.file
+    contents: dict[int, bytes] = {}
+    sections: list[NewSection] = []
+    for number, entries in sorted(added.items()):
+        more = b"".join(entries)
+        if number in tables:
+            own = file.sections[tables[number].section]
+            contents[own.number] = file.content(own) + more
+        else:
+            target, kind, flags = file.sections[number], elf64.SHT_RELA, elf64.SHF_INFO_LINK
+            if target.flags & elf64.SHF_GROUP:
+                raise UnsupportedError(
+                    f"section {target.name} is in a section group and has no relocations yet",
+                    offset=target.offset,
+                    advice="choose the initial target in the source",
+                )
+            name = f".rela{target.name}"
+            sections.append(NewSection(name, kind, flags, file.symtab, number, 8, elf64.RELA.size, more))
+    return contents, tuple(sections)
+
+
+def _patched(sections: tuple[Section, ...], contents: dict[int, bytes], edits: Iterable[Edit]) -> dict[int, bytes]:
+    """The grown contents with the edits in them; where they were, the old bytes are a gap that follows too."""
+    for number, content in contents.items():
+        section, patched = sections[number], bytearray(content)
+        for edit in edits:
+            at = edit.file_offset - section.offset
+            if 0 <= at < section.size:
+                patched[at : at + len(edit.new)] = edit.new
+        contents[number] = bytes(patched)
+    return contents
+
+
+def _by_offset(edit: Edit) -> int:
+    return edit.file_offset

@@ -1,0 +1,115 @@
+"""One static call that changed: its key, its trampoline and its sites agree, each in a way that it may change."""
+
+from collections.abc import Iterator
+from typing import NamedTuple, NoReturn
+
+from staticcall.errors import VerificationError
+from staticcall.model.sites import Form
+from staticcall.verify.objects import elf
+from staticcall.verify.objects.calls import KEY, TRAMPOLINE
+from staticcall.verify.objects.elf import Elf
+from staticcall.verify.objects.places import Place
+from staticcall.verify.objects.states import NULL, RET0, TAILS, UNKNOWN, State, Target
+
+# Forms that may become each other, where the opcode's prefixes stay.
+_FAMILIES = (
+    frozenset({Form.CALL, Form.NOP, Form.RET0}),
+    frozenset({Form.PREFIXED_CALL, Form.NOP, Form.RET0}),
+    frozenset({Form.TAIL_JMP, Form.RET}),
+    frozenset({Form.JCC}),
+    frozenset({Form.INDIRECT_CALL}),
+    frozenset({Form.INDIRECT_JMP}),
+)
+_CODE_TYPES = frozenset({elf.STT_NOTYPE, elf.STT_FUNC, elf.STT_GNU_IFUNC})
+
+
+class Pair(NamedTuple):
+    """What stands at a place in the original and in the patched file."""
+
+    before: State
+    after: State
+
+    @property
+    def changed(self) -> bool:
+        """Whether anything at the place differs."""
+        return self.before != self.after
+
+
+class Call(NamedTuple):
+    """One static call; `slot` and `trampoline` are None where this file does not define them.
+
+    Each site has its place, whether its record says that it is a jump, and what stands there.
+    """
+
+    name: bytes
+    slot: tuple[Place, Pair] | None
+    trampoline: tuple[Place, Pair] | None
+    sites: list[tuple[Place, bool, Pair]]
+
+    def places(self) -> Iterator[tuple[Place, Pair]]:
+        """All places."""
+        yield from (own for own in (self.slot, self.trampoline) if own is not None)
+        yield from ((place, pair) for place, _, pair in self.sites)
+
+    @property
+    def changed(self) -> bool:
+        """Whether any place differs."""
+        return any(pair.changed for _, pair in self.places())
+
+
+def check_call(after: Elf, call: Call) -> None:
+    """Judge one static call in the patched file; raises `VerificationError`. One that did not change is right."""
+    if not call.changed:
+        return
+    shown = call.name.decode(errors="replace")
+    if call.slot is None or call.trampoline is None:
+        raise VerificationError(f"{shown} changed, whose key and trampoline are not both here")
+    target = call.slot[1].after.target
+    own: tuple[Target, ...] = (("place", b"", *call.trampoline[0]), ("symbol", TRAMPOLINE + call.name, 0, 0))
+    if target in (UNKNOWN, *own):
+        _refuse(after, call, call.slot[0], "the key leads nowhere")
+    _check_target(after, call, target)
+    for what, (place, pair) in (("key", call.slot), ("trampoline", call.trampoline)):
+        if pair.after.target != target:
+            _refuse(after, call, place, f"the {what} leads elsewhere than the key")
+        if pair.changed and not pair.after.clean:
+            _refuse(after, call, place, f"the {what} has bytes below its relocation, or two of those")
+    for place, tail, pair in call.sites:
+        if pair.after.target not in (target, *own):
+            _refuse(after, call, place, "a site leads neither to its trampoline nor where the key does")
+        if pair.changed:
+            _check_change(after, call, place, pair, tail=tail)
+
+
+def _check_change(after: Elf, call: Call, place: Place, pair: Pair, *, tail: bool) -> None:
+    """Judge what became of the instruction at a site."""
+    was, now = pair
+    if not now.clean:
+        _refuse(after, call, place, "a site has bytes below its relocation, or two of those")
+    if (now.form in TAILS) is not tail:
+        _refuse(after, call, place, "a site is a call instead of a jump, or the other way round")
+    if was.opcode != now.opcode or not any({was.form, now.form} <= forms for forms in _FAMILIES):
+        _refuse(after, call, place, f"a site became {now.form} from {was.form}")
+
+
+def _refuse(after: Elf, call: Call, place: Place, reason: str) -> NoReturn:
+    section, at = place
+    raise VerificationError(f"{call.name.decode(errors='replace')}: {reason}", offset=after.offsets[section] + at)
+
+
+def _check_target(after: Elf, call: Call, target: Target) -> None:
+    """A new target is a function, as far as this file knows."""
+    assert call.slot is not None  # the target is the slot's
+    if target in (NULL, RET0) or not call.slot[1].changed:
+        return
+    kind, name, section, offset = target
+    if kind == "symbol":
+        good = not offset and name and not name.startswith(KEY)
+    else:
+        code = 0 < section < after.section_count and after.flags[section] & elf.SHF_EXECINSTR
+        good = bool(code) and any(
+            (symbol.section, symbol.value) == (section, offset) and symbol.type in _CODE_TYPES
+            for symbol in map(after.symbol, range(after.symbol_count))
+        )
+    if not good:
+        _refuse(after, call, call.slot[0], "the key leads to no function")

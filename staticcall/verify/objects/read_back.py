@@ -1,0 +1,140 @@
+"""A second opinion by LIEF: it reads an object as our own reader does.
+
+LIEF writes relocatable objects wrongly, since then a relocation's symbol is looked for by its name; what it reads are
+the numbers (both measured with LIEF 1.0). It takes a third of a second to import.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from itertools import zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from staticcall.errors import MalformedError, VerificationError, about
+from staticcall.verify.objects import elf
+from staticcall.verify.source import opened
+
+if TYPE_CHECKING:
+    import lief
+
+# In LIEF's numbers of types the upper bits say the machine.
+_TYPE_MASK = (1 << 27) - 1
+_STRINGS = "utf-8"
+
+# Made of plain values, so that what two readers see can be compared.
+_Facts = tuple[object, ...]
+
+
+def reads_back(path: Path) -> None:
+    """Compare sections with their contents, symbols, and relocations with their symbols, as both readers see them.
+
+    Raises `VerificationError` at the first difference, `MalformedError` where either cannot read the file.
+    """
+    with about(path):
+        with opened(path) as source:
+            data = source.read(0, source.size)
+        own = elf.read(data)
+        if not own.header[elf.SHNUM]:
+            return  # more sections than the header can count, of which LIEF sees none
+        other = _parse(data)
+        views = (
+            ("section", _sections(own), _lief_sections(other)),
+            ("symbol", _symbols(own), _lief_symbols(other)),
+            ("relocation", _relocations(own), _lief_relocations(other)),
+        )
+        with warnings.catch_warnings():
+            # A number that LIEF has no name for is a warning to it, and a fact like any other here.
+            warnings.simplefilter("ignore", RuntimeWarning)
+            for what, ours, theirs in views:
+                for number, (here, there) in enumerate(zip_longest(ours, theirs)):
+                    if here != there:
+                        raise VerificationError(
+                            f"LIEF sees {what} number {number} as {_shown(there)}, not {_shown(here)}"
+                        )
+
+
+def _parse(data: bytes) -> lief.ELF.Binary:
+    # Imported here: it takes a third of a second.
+    import lief  # noqa: PLC0415 - see the line above
+
+    lief.logging.disable()
+    binary = lief.ELF.parse(data)
+    if binary is None:
+        raise MalformedError("LIEF cannot read it as an ELF file")
+    return binary
+
+
+def _shown(facts: _Facts | None) -> str:
+    if facts is None:
+        return "none"
+    return " ".join(f"{len(f)} bytes" if isinstance(f, bytes) else str(f) for f in facts)
+
+
+def _text(name: bytes) -> str:
+    return name.decode(_STRINGS, errors="replace")
+
+
+def _sections(file: elf.Elf) -> Iterator[_Facts]:
+    for i, kind in enumerate(file.types):
+        empty = kind in (elf.SHT_NULL, elf.SHT_NOBITS)
+        content = b"" if empty else bytes(file.content(i))
+        yield (
+            _text(file.name(i)),
+            kind,
+            file.flags[i],
+            file.offsets[i],
+            file.sizes[i],
+            file.links[i],
+            file.infos[i],
+            file.alignments[i],
+            file.entry_sizes[i],
+            content,
+        )
+
+
+def _lief_sections(binary: lief.ELF.Binary) -> Iterator[_Facts]:
+    for s in binary.sections:
+        kind = int(s.type)
+        empty = kind in (elf.SHT_NULL, elf.SHT_NOBITS)
+        yield (
+            s.name,
+            kind,
+            int(s.flags),
+            s.file_offset,
+            s.size,
+            s.link,
+            s.information,
+            s.alignment,
+            s.entry_size,
+            b"" if empty else bytes(s.content),
+        )
+
+
+def _symbols(file: elf.Elf) -> Iterator[_Facts]:
+    for number in range(file.symbol_count):
+        symbol = file.symbol(number)
+        yield (_text(symbol.name), symbol.info, symbol.other, symbol.value, symbol.size)
+
+
+def _lief_symbols(binary: lief.ELF.Binary) -> Iterator[_Facts]:
+    for s in binary.symbols:
+        yield (s.name, s.information, s.other, s.value, s.size)
+
+
+def _relocations(file: elf.Elf) -> Iterator[_Facts]:
+    for table, kind in enumerate(file.types):
+        if kind == elf.SHT_RELA:
+            section = _text(file.name(file.infos[table]))
+            for offset, type_, number, addend in elf.RELA.iter_unpack(file.content(table)):
+                symbol = file.symbol(number)
+                yield (section, offset, type_, addend, number, _text(symbol.name), symbol.value)
+
+
+def _lief_relocations(binary: lief.ELF.Binary) -> Iterator[_Facts]:
+    for r in binary.object_relocations:
+        section, symbol = r.section, r.symbol
+        name, value = (symbol.name, symbol.value) if symbol else ("", 0)
+        where = section.name if section else ""
+        yield (where, r.address, int(r.type) & _TYPE_MASK, r.addend, r.info, name, value)
