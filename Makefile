@@ -15,7 +15,8 @@ WORKERS ?= $(shell nproc)
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
 DEMO_PACKAGES := gcc libc6-dev python3 python3-venv
-TEST_PACKAGES := $(DEMO_PACKAGES) binutils busybox-static clang cpio lld make mold qemu-system-x86
+TEST_PACKAGES := $(DEMO_PACKAGES) bc binutils bison busybox-static clang cpio flex g++ libelf-dev libelf1 libssl-dev \
+    lld llvm make mold qemu-system-x86 xz-utils
 
 .PHONY: help setup demo test check kernels bench lock clean
 
@@ -63,10 +64,11 @@ demo: ## report, patch and run a small C program, before and after
 	@echo "    $(BIN)/staticcall patch /usr/lib/debug/boot/vmlinux-... --bind -o vmlinux.bound --edits undo.json"
 	@echo "    qemu-system-x86_64 -kernel vmlinux.bound -append console=ttyS0 -nographic -m 1024"
 
-kernels: ## download the kernels that the tests use, through apt, into a cache
+kernels: ## download the kernels that the tests use, through apt, and build some objects, into a cache
 	$(call require_packages,$(TEST_PACKAGES))
 	@$(MAKE) --no-print-directory setup
 	$(BIN)/python -m tests.support.kernels
+	$(BIN)/python -m tests.support.kbuild
 
 check: setup ## formatting, lint and types
 	$(BIN)/ruff format --check .

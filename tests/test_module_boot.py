@@ -7,9 +7,8 @@ and its instructions are read back: a direct call to the target there is the wor
 
 from __future__ import annotations
 
-import shutil
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final, NamedTuple
@@ -46,13 +45,17 @@ WISHES: Final[Mapping[str, tuple[Mapping[str, str], Targets]]] = MappingProxyTyp
             },
             {"answer": "demo_answer_second", "note": "demo_note_second", "spare": "demo_spare_second"},
         ),
-        "from NULL": ({"demo_hint": "demo_hint_second"}, {"hint": "demo_hint_second"}),
-        "RET0": ({"demo_answer": "RET0"}, {"answer": RETURN0}),
-        "NULL": ({"demo_note": "NULL"}, {"note": NOTHING}),
-        # A function of the kernel's that nothing in the module names.
-        "imported": ({"demo_answer": "int_sqrt"}, {"answer": "int_sqrt"}),
+        "from-null": ({"demo_hint": "demo_hint_second"}, {"hint": "demo_hint_second"}),
+        "return0": ({"demo_answer": "RET0"}, {"answer": RETURN0}),
+        "null": ({"demo_note": "NULL"}, {"note": NOTHING}),
     }
 )
+# A function of the kernel's that nothing in the module names.
+IMPORTED = {"demo_answer": "int_sqrt"}
+
+# All sites, by what the keys say so far.
+BOUND = ("--bind", "--policy=kernel")
+
 CALLING: Final = MappingProxyType(
     {
         "plain": ("answer",),
@@ -130,15 +133,17 @@ class Modules(NamedTuple):
 
 def _options(wishes: Mapping[str, str]) -> list[str]:
     sets = [f"--set={key}={target}" for key, target in wishes.items()]
-    # No type data says that the target so far returns nothing.
-    return [*sets, "--force=null-returns-value"] if "NULL" in wishes.values() else sets
+    if "NULL" in wishes.values():
+        # No type data says that the target so far returns nothing.
+        sets.append("--force=null-returns-value")
+    return sets
 
 
-def _retargeted(original: Path, folder: Path, wishes: Mapping[str, str]) -> Path:
+def _retargeted(original: Path, folder: Path, options: Sequence[str]) -> Path:
     """A module that the tool patched, verified, and can turn back."""
     folder.mkdir()
     output, edits, back = folder / "patched.ko", folder / "edits.json", folder / "back.ko"
-    succeed("patch", original, *_options(wishes), "-o", output, "--edits", edits)
+    succeed("patch", original, *options, "-o", output, "--edits", edits)
     succeed("verify", original, output)
     succeed("revert", output, "--edits", edits, "-o", back)
     assert digest(back) == digest(original) != digest(output)
@@ -170,11 +175,11 @@ def retargeted(
     development: modules.Development, workshop: Workshop, annotated: Modules, tmp_path_factory: pytest.TempPathFactory
 ) -> Modules:
     folder = tmp_path_factory.mktemp("retargeted")
-    paths = {
-        name: _retargeted(annotated.paths["beside"], folder / name, wishes) for name, (wishes, _) in WISHES.items()
-    }
+    options: dict[str, Sequence[str]] = {name: _options(wishes) for name, (wishes, _) in WISHES.items()}
+    options |= {"bound": BOUND, "imported": [*_options(IMPORTED), "--force=unversioned-import"]}
+    paths = {name: _retargeted(annotated.paths["beside"], folder / name, chosen) for name, chosen in options.items()}
     # So that kbuild sees the new import, and writes down which version of it the module wants.
-    paths["imported early"] = workshop.build("beside", _options(WISHES["imported"][0]))
+    paths["imported-early"] = workshop.build("beside", _options(IMPORTED))
     booted, lives = modules.lives(development, folder / "guest", paths)
     return Modules(paths, lives, booted)
 
@@ -195,10 +200,21 @@ def test_a_retargeted_module_calls_its_new_targets_until_they_are_updated(name: 
     _assert_life(retargeted.lives[name], {**AT_FIRST, **WISHES[name][1]})
 
 
-def test_an_object_may_be_retargeted_before_the_module_is_linked(retargeted: Modules) -> None:
-    life = retargeted.lives["imported early"]
-    _assert_life(life, {**AT_FIRST, **WISHES["imported"][1]})
+def test_a_bound_module_calls_the_targets_that_it_had(retargeted: Modules) -> None:
+    _assert_life(retargeted.lives["bound"], AT_FIRST)
+
+
+def test_an_object_may_be_led_to_a_new_import_before_the_module_is_linked(retargeted: Modules) -> None:
+    life = retargeted.lives["imported-early"]
+    _assert_life(life, {**AT_FIRST, "answer": "int_sqrt"})
     assert "no symbol version" not in life.text
+
+
+def test_debians_kernel_wants_a_version_of_every_import(retargeted: Modules) -> None:
+    # A linked module lists the versions of what it imports, and no patch can know the one of a new import.
+    life = retargeted.lives["imported"]
+    assert not life.loaded
+    assert "no symbol version for int_sqrt" in life.text
 
 
 @pytest.mark.parametrize("made", ["annotated", "retargeted"])
@@ -209,7 +225,7 @@ def test_the_kernel_has_no_complaints(made: str, request: pytest.FixtureRequest)
 @pytest.mark.parametrize("made", ["annotated", "retargeted"])
 def test_the_kernel_finds_the_key_of_a_trampoline_that_it_exports(made: str, request: pytest.FixtureRequest) -> None:
     lives = request.getfixturevalue(made).lives
-    for life in (lives[name] for name in lives if name != "nobody"):
+    for life in (lives[name] for name in lives if name not in ("nobody", "imported")):
         assert life.before.places["resched"].branches == {"__cond_resched"}
         assert life.preempted.places["resched"].branches == set()
         assert XOR in life.preempted.places["resched"].code
@@ -226,38 +242,29 @@ def test_without_records_all_calls_stay_with_the_trampolines(annotated: Modules)
         assert state.places["resched"].branches == {"__SCT__might_resched"}
 
 
-# Debian's kvm, which needs no virtual machine extensions itself. Its keys are those of its tracepoints.
+# Debian's kvm, which needs no virtual machine extensions itself: a module for some processor brings them.
 
-KVM_SETS: Final = (
-    (),
-    (
-        "--set=tp_func_kvm_entry=__traceiter_kvm_eoi",
-        "--set=tp_func_kvm_exit=RET0",
-        "--set=tp_func_kvm_msr=NULL",
-        "--force=null-returns-value",
-    ),
-    ("--set=tp_func_kvm_entry=__traceiter_pelt_cfs_tp", "--set=tp_func_kvm_exit=__traceiter_pelt_rt_tp"),
+KVM_WISHES: Final[Mapping[str, Mapping[str, str]]] = MappingProxyType(
+    {
+        "a function": {"tp_func_kvm_pio": "__traceiter_kvm_eoi", "tp_func_kvm_fpu": "RET0"},
+        "from NULL": {"kvm_x86_get_cpl": "kvm_arch_vcpu_runnable"},
+        "NULL": {"tp_func_kvm_msr": "NULL"},
+    }
 )
 
 
 def test_a_retargeted_kvm_loads_and_unloads(development: modules.Development, tmp_path: Path) -> None:
-    files = {name: modules.packaged(development, name.removesuffix(".ko"), tmp_path) for name in ("irqbypass.ko",)}
-    original = modules.packaged(development, "kvm", tmp_path)
-    for number, sets in enumerate(KVM_SETS):
-        output = tmp_path / f"kvm{number}.ko"
-        if sets:
-            succeed("patch", original, *sets, "--strip-signature", "-o", output)
-        else:
-            shutil.copy(original, output)
-        files[output.name] = output
-    commands = ["insmod /files/irqbypass.ko"]
-    commands += [
-        f"insmod /files/kvm{number}.ko && cut -d ' ' -f 1,5 /proc/modules && rmmod kvm"
-        for number in range(len(KVM_SETS))
-    ]
+    original, bypass = (modules.packaged(development, name, tmp_path) for name in ("kvm", "irqbypass"))
+    versions = [original]
+    for number, options in enumerate([BOUND, *(_options(wishes) for wishes in KVM_WISHES.values())]):
+        versions.append(tmp_path / f"kvm-{number}.ko")
+        succeed("patch", original, *options, "--strip-signature", "-o", versions[-1])
+    commands = [f"insmod /files/{bypass.name}"]
+    commands += [f"insmod /files/{path.name} && cut -d ' ' -f 1,5 /proc/modules && rmmod kvm" for path in versions]
+    files = {path.name: path for path in (bypass, *versions)}
     booted = guest.boot(development.vmlinux, tmp_path / "guest", files=files, commands=commands)
     assert booted.problems == ()
-    assert booted.outputs[1:] == ("kvm Live\nirqbypass Live",) * len(KVM_SETS)
+    assert [output.splitlines() for output in booted.outputs[1:]] == [["kvm Live", "irqbypass Live"]] * len(versions)
 
 
 # What these tests could not see, they would not guard against.

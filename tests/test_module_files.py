@@ -7,7 +7,8 @@ readelf prints of the result and against the bytes of both.
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final, NamedTuple
@@ -26,9 +27,10 @@ pytestmark = pytest.mark.kernel
 TRAMPOLINES = ".static_call.text"
 SAMPLE = 50
 SITE_SIZE = 5
+HEADER_SIZE, RELOCATION_SIZE = 64, 24
 
-# Both are static calls of tracepoints; all others of this module start as NULL or belong to the kernel.
-ENTRY, EXIT = "tp_func_kvm_entry", "tp_func_kvm_exit"
+# The first two are static calls of tracepoints. All that a processor's module fills in later start as NULL.
+PIO, FPU, NULL_AT_FIRST = "tp_func_kvm_pio", "tp_func_kvm_fpu", "kvm_x86_get_cpl"
 INSIDE = "__traceiter_kvm_eoi"  # a function of the module's
 # The kernel exports them, and this module never heard of them.
 IMPORTED, IMPORTED_TOO = "__traceiter_pelt_cfs_tp", "__traceiter_pelt_rt_tp"
@@ -215,10 +217,14 @@ def _expect_site(expected: Expected, before: File, record: Record, target: str) 
 
 def _expect_symbol(expected: Expected, before: File, section: str, place: int, symbol: str) -> None:
     """Expect the relocation of a place to be against another symbol, or, without one, to do nothing."""
-    ((number, old),) = [
-        (number, entry) for number, entry in enumerate(before.relocations[section]) if entry.place == place
-    ]
-    new = old._replace(symbol=symbol) if symbol else Relocation(place, "R_X86_64_NONE", "", 0)
+    entries = before.relocations[section]
+    numbers = [number for number, entry in enumerate(entries) if entry.place == place]
+    if numbers:
+        (number,) = numbers
+        new = entries[number]._replace(symbol=symbol) if symbol else Relocation(place, "R_X86_64_NONE", "", 0)
+    else:
+        # The slot of a key that was NULL has none so far.
+        number, new = len(entries), Relocation(place, "R_X86_64_64", symbol, 0)
     expected.relocations.setdefault(section, {})[number] = new
 
 
@@ -227,7 +233,7 @@ def _assert_only(before: File, after: File, expected: Expected) -> None:
     changed = {
         section: {
             number: new
-            for number, (old, new) in enumerate(zip(entries, after.relocations[section], strict=True))
+            for number, (old, new) in enumerate(zip_longest(entries, after.relocations[section]))
             if old != new
         }
         for section, entries in before.relocations.items()
@@ -244,8 +250,23 @@ def _assert_only(before: File, after: File, expected: Expected) -> None:
             assert after.content(name) == content, name
 
 
-def _differences(one: bytes, other: bytes) -> list[int]:
-    return [offset for offset, (old, new) in enumerate(zip(one, other, strict=True)) if old != new]
+def _assert_bytes(before: File, after: File, expected: Expected, *, grown: Sequence[str]) -> None:
+    """See that the file is what it was, even where no section is, but for what was meant.
+
+    The sections that grew are at its end, which the ELF header says; where they were, nothing changed.
+    """
+    meant = set(range(HEADER_SIZE)) if grown else set()
+    for section, entries in expected.relocations.items():
+        start, _ = before.spans[f".rela{section}"]
+        meant.update(start + RELOCATION_SIZE * number + byte for number in entries for byte in range(RELOCATION_SIZE))
+    for section, codes in expected.code.items():
+        start, _ = before.spans[section]
+        meant.update(start + offset + byte for offset, code in codes.items() for byte in range(len(code)))
+    original = modules.unsigned(before.data)
+    assert len(after.data) == len(original) or grown
+    kept = after.data[: len(original)]
+    assert {offset for offset, (old, new) in enumerate(zip(original, kept, strict=True)) if old != new} <= meant
+    assert {name for name, span in after.spans.items() if span != before.spans[name]} == set(grown)
 
 
 def _patch(original: Path, folder: Path, wishes: Mapping[str, str], *options: str) -> Path:
@@ -255,6 +276,8 @@ def _patch(original: Path, folder: Path, wishes: Mapping[str, str], *options: st
     if "NULL" in wishes.values():
         # Tracepoints return a number that nobody reads, which the module's type data alone does not tell.
         sets.append("--force=null-returns-value")
+    if {IMPORTED, IMPORTED_TOO} & set(wishes.values()):
+        sets.append("--force=unversioned-import")
     succeed("patch", original, *sets, "--strip-signature", *options, "-o", output, "--edits", edits)
     succeed("verify", original, output)
     succeed("revert", output, "--edits", edits, "-o", back)
@@ -264,12 +287,13 @@ def _patch(original: Path, folder: Path, wishes: Mapping[str, str], *options: st
 
 PATCHES: Final[Mapping[str, Mapping[str, str]]] = MappingProxyType(
     {
-        "a function": {ENTRY: INSIDE},
-        "two keys": {ENTRY: INSIDE, EXIT: INSIDE},
-        "RET0": {ENTRY: "RET0"},
-        "NULL": {ENTRY: "NULL", EXIT: INSIDE},
-        "imported": {ENTRY: IMPORTED},
-        "two imported": {ENTRY: IMPORTED, EXIT: IMPORTED_TOO},
+        "a function": {PIO: INSIDE},
+        "two keys": {PIO: INSIDE, FPU: INSIDE},
+        "RET0": {PIO: "RET0"},
+        "NULL": {PIO: "NULL", FPU: INSIDE},
+        "from NULL": {NULL_AT_FIRST: INSIDE, FPU: INSIDE},
+        "imported": {PIO: IMPORTED},
+        "two imported": {PIO: IMPORTED, FPU: IMPORTED_TOO},
     }
 )
 
@@ -283,40 +307,47 @@ def test_a_patched_kvm_differs_in_the_relocations_that_were_meant(
     before, records = _read(kvm), modules.records(kvm)
     expected = _expect(before, records, wishes, policy)
     assert len(expected.relocations[TRAMPOLINES]) == len(wishes)
+    assert len(expected.relocations[".text"]) >= 4 * len(wishes)
     after = _read(_patch(kvm, tmp_path, wishes, "--policy", policy))
     _assert_only(before, after, expected)
-    known = {symbol[0] for symbol in before.symbols}
-    added = after.symbols[len(before.symbols) :]
-    assert added == [
-        (target, "STB_GLOBAL", "STT_NOTYPE", "SHN_UNDEF", 0, 0)
-        for target in sorted(set(wishes.values()) - known - {"NULL", "RET0"})
+    imports = sorted(set(wishes.values()) - {symbol[0] for symbol in before.symbols} - {"NULL", "RET0"})
+    assert after.symbols[len(before.symbols) :] == [
+        (target, "STB_GLOBAL", "STT_NOTYPE", "SHN_UNDEF", 0, 0) for target in imports
     ]
-    if not added:
-        _assert_bytes(before, after, expected)
+    grown = [".symtab", ".strtab"] if imports else []
+    grown += [".rela.data"] if NULL_AT_FIRST in wishes else []
+    _assert_bytes(before, after, expected, grown=grown)
 
 
-def _assert_bytes(before: File, after: File, expected: Expected) -> None:
-    """Nothing else in the file is other than it was, not even where no section is."""
-    meant: set[int] = set()
-    for section, entries in expected.relocations.items():
-        start, _ = before.spans[f".rela{section}"]
-        meant.update(start + 24 * number + byte for number in entries for byte in range(24))
-    for section, codes in expected.code.items():
-        start, _ = before.spans[section]
-        meant.update(start + offset + byte for offset, code in codes.items() for byte in range(len(code)))
-    assert set(_differences(modules.unsigned(before.data), after.data)) <= meant
+def test_a_linked_module_gets_no_import_that_it_has_no_version_of(kvm: Path, tmp_path: Path) -> None:
+    output = tmp_path / "patched.ko"
+    wish = f"--set={PIO}={IMPORTED}"
+    assert IMPORTED in refused("patch", kvm, wish, "--strip-signature", "-o", output, code="unversioned-import")
+    assert not output.exists()
 
 
-def test_the_table_of_a_patched_module_stays(kvm: Path, tmp_path: Path) -> None:
-    after = _read(_patch(kvm, tmp_path, PATCHES["a function"]))
-    assert after.relocations[TABLE] == _read(kvm).relocations[TABLE]
+def test_a_relocation_too_many_would_show(kvm: Path, tmp_path: Path) -> None:
+    wishes = PATCHES["a function"]
+    before = _read(kvm)
+    expected = _expect(before, modules.records(kvm), wishes, "lutomirski")
+    path = _patch(kvm, tmp_path, wishes)
+    _assert_only(before, _read(path), expected)
+    changed = bytearray(path.read_bytes())
+    start, _ = before.spans[f".rela{TABLE}"]
+    changed[start + RELOCATION_SIZE - 8] += 4  # the addend of the first one
+    path.write_bytes(changed)
+    after = _read(path)
+    with pytest.raises(AssertionError):
+        _assert_only(before, after, expected)
+    with pytest.raises(AssertionError):
+        _assert_bytes(before, after, expected, grown=[])
 
 
 def test_a_signed_module_is_refused_unless_its_signature_may_go(kvm: Path, tmp_path: Path) -> None:
     output = tmp_path / "patched.ko"
     signed = kvm.read_bytes()
     assert len(modules.unsigned(signed)) < len(signed)
-    refused("patch", kvm, f"--set={ENTRY}={INSIDE}", "-o", output, code="module-signature")
+    refused("patch", kvm, f"--set={PIO}={INSIDE}", "-o", output, code="module-signature")
     assert not output.exists()
-    _patch(kvm, tmp_path, {ENTRY: INSIDE})
+    _patch(kvm, tmp_path, {PIO: INSIDE})
     assert modules.unsigned(output.read_bytes()) == output.read_bytes()

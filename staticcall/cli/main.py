@@ -44,6 +44,7 @@ def cli() -> None:
       staticcall report --format json --scan vmlinux > report.json
       staticcall patch vmlinux --bind -o vmlinux.bound --edits undo.json
       staticcall patch app --set checksum=checksum_avx2 -o app.fast
+      staticcall annotate --in-place kernel/sched/core.o
       staticcall verify vmlinux vmlinux.bound
       staticcall revert vmlinux.bound --edits undo.json -o vmlinux.again
 

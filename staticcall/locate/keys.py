@@ -29,7 +29,7 @@ def locate_keys(
         # The old generation gave the key the bare name; a record may also name a trampoline.
         symbols |= image.symbols.names_at(nameless)
     slots = read_slots(image, sorted(addresses | symbols.keys()))
-    names = {address: _base_name(symbols.get(address, "")) or f"{address:#x}" for address in slots}
+    names = {address: _base_name(symbols.get(address, "")) or image.where(address) for address in slots}
     homes = _trampolines_of(names, trampolines, sites)
     return {
         address: Key(names[address], symbols.get(address, ""), address, slot, homes.get(address))
@@ -80,7 +80,7 @@ def read_slots(image: Image, addresses: Iterable[int]) -> dict[int, Slot]:
             slots[address] = Slot(None, 0)
         else:
             raise MalformedError(
-                f"a record's key at {address:#x} lies outside of what the file loads",
+                f"a record's key at {image.where(address)} lies outside of what the file loads",
                 advice="the table is damaged or --table names another place",
             )
     return slots

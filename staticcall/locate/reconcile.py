@@ -53,15 +53,15 @@ def findings_of(image: Image, located: Located) -> tuple[Finding, ...]:
         findings.append(Finding("no-table", Severity.WARNING, "the image has trampolines and no table of sites"))
     elif located.table is None and located.sites:
         findings.append(Finding("no-table", Severity.NOTE, "the object has no table of sites; annotate makes one"))
-    findings += _about_trampolines(located)
+    findings += _about_trampolines(image, located)
     incoherent = [key for key in located.keys.values() if key.trampoline and not coherent(located, key, key.trampoline)]
     odd = list(_odd_sites(image, located))
     names: Mapping[int, str] = {}
     if incoherent or odd:
-        names = image.symbols.names_at(key.slot.value for key in located.keys.values())
+        names = image.names_at(key.slot.value for key in located.keys.values())
     findings += (_about_key(located, key, names) for key in incoherent)
     for site, in_code in odd:
-        findings += _about_site(located, site, names, in_code=in_code)
+        findings += _about_site(image, located, site, names, in_code=in_code)
     findings += _about_overlaps(located)
     return tuple(findings)
 
@@ -85,13 +85,14 @@ def _odd_sites(image: Image, located: Located) -> Iterator[tuple[Site, bool]]:
 _PLAIN = {Form.CALL: 0, Form.TAIL_JMP: static_call.TAIL_FLAG}
 
 
-def _about_trampolines(located: Located) -> Iterator[Finding]:
+def _about_trampolines(image: Image, located: Located) -> Iterator[Finding]:
     for trampoline in located.trampolines.values():
         if trampoline.form is TrampolineForm.UNKNOWN:
+            code = image.in_file(image.offset_of(trampoline.address) or 0, trampoline.code)
             yield Finding(
                 "unknown-trampoline",
                 Severity.ERROR if located.dialect.kernel else Severity.WARNING,
-                f"trampoline {trampoline.label} has bytes of no known generation: {trampoline.code.hex()}",
+                f"trampoline {trampoline.label} has bytes of no known generation: {code.hex()}",
                 trampoline.address,
             )
 
@@ -119,7 +120,9 @@ def leads_to_trampoline(located: Located, site: Site) -> bool:
     return site.instruction.destination in located.trampolines
 
 
-def _about_site(located: Located, site: Site, names: Mapping[int, str], *, in_code: bool) -> Iterator[Finding]:
+def _about_site(
+    image: Image, located: Located, site: Site, names: Mapping[int, str], *, in_code: bool
+) -> Iterator[Finding]:
     if Source.TABLE not in site.sources:
         if located.table:
             trampoline = located.trampolines.get(site.instruction.destination or 0)
@@ -139,15 +142,15 @@ def _about_site(located: Located, site: Site, names: Mapping[int, str], *, in_co
             site.address,
         )
     if not accepted(located, site):
-        kernel = located.dialect.kernel
+        kernel, code = located.dialect.kernel, image.in_file(site.file_offset, site.code)
         yield Finding(
             "unaccepted-bytes",
             Severity.ERROR if kernel else Severity.NOTE,
-            f"record {site.record} points to {site.code.hex()} ({site.instruction.form}"
+            f"record {site.record} points to {code.hex()} ({site.instruction.form}"
             f"{', tail' if site.tail else ''}), which {'this' if kernel else 'a'} kernel does not accept",
             site.address,
         )
-    yield from _about_destination(located, site, names)
+    yield from _about_destination(image, located, site, names)
 
 
 def accepted(located: Located, site: Site) -> bool:
@@ -165,7 +168,7 @@ def accepted(located: Located, site: Site) -> bool:
     return form in (_ACCEPTED_TAIL if site.tail else _ACCEPTED_CALL)
 
 
-def _about_destination(located: Located, site: Site, names: Mapping[int, str]) -> Iterator[Finding]:
+def _about_destination(image: Image, located: Located, site: Site, names: Mapping[int, str]) -> Iterator[Finding]:
     key = located.key_of(site)
     destination = site.instruction.destination
     if key is None or destination is None:
@@ -183,7 +186,7 @@ def _about_destination(located: Located, site: Site, names: Mapping[int, str]) -
         yield Finding(
             "stale-site",
             Severity.WARNING,
-            f"record {site.record} leads to {destination:#x} and its key {key.name} to {target}",
+            f"record {site.record} leads to {image.where(destination)} and its key {key.name} to {target}",
             site.address,
         )
 

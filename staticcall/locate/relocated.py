@@ -17,12 +17,14 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
-from itertools import compress
+from itertools import chain, compress
+from operator import attrgetter
 
 from staticcall.abi import elf64, static_call, x86
 from staticcall.abi.lengths import instruction_length
+from staticcall.errors import MalformedError
 from staticcall.model.image import Section
-from staticcall.model.object import Extents, ObjectFile, ObjectSymbol, RelocatedSite, Relocations
+from staticcall.model.object import Extents, ObjectFile, RelocatedSite, Relocations
 from staticcall.model.sites import Form
 
 # Code that the kernel copies elsewhere before it runs.
@@ -37,7 +39,13 @@ _OPCODES = bytes(
     byte in (x86.CALL_REL32, x86.JMP_REL32, x86.JMP_REL8, x86.TWO_BYTE) or byte in x86.JCC_REL8 for byte in range(256)
 )
 
+_LONG_CONDITIONS = frozenset(bytes([byte]) for byte in x86.JCC_REL32)
+
 Opcode = tuple[int, Form]
+# From so many bytes before, decoding forward is quicker than looking for the function.
+_NEAR = 256
+_DAMAGED = "the object is damaged"
+_OFFSET = attrgetter("offset")
 _NO_FUNCTIONS: Extents = ([], [])
 
 
@@ -46,11 +54,12 @@ def relocated_sites(file: ObjectFile) -> list[RelocatedSite]:
 
     Raises `MalformedError` for relocations and symbols that lead out of their tables.
     """
-    trampolines = {
-        symbol.number: symbol
-        for symbol in file.symbols.starting_with((_PREFIX,))
-        if symbol.binding == elf64.STB_GLOBAL and symbol.name != static_call.TRAMPOLINE_PREFIX
-    }
+    symbols = file.symbols
+    trampolines = frozenset(
+        number
+        for number, name in symbols.endings(_PREFIX).items()
+        if name and symbols.binding(number) == elf64.STB_GLOBAL
+    )
     if not trampolines:
         return []
     search = _Search(file, trampolines)
@@ -72,38 +81,61 @@ def _runs_in_place(section: Section) -> bool:
 class _Search:
     """What the search of every section shares: the trampolines, by symbol and by place, and the functions."""
 
-    def __init__(self, file: ObjectFile, trampolines: Mapping[int, ObjectSymbol]) -> None:
+    def __init__(self, file: ObjectFile, trampolines: frozenset[int]) -> None:
         self._file = file
         self._trampolines = trampolines
-        self._places = {(t.section, t.value): t.number for t in trampolines.values() if t.section}
+        self._places = file.symbols.places_of(trampolines)
         self._homes = {section for section, _ in self._places}
         self._section_symbols: dict[int, int] = {}
         if self._homes:
             numbers = file.symbols.section_symbols()
             self._section_symbols = {numbers[home]: home for home in self._homes if home in numbers}
-        self._wanted = trampolines.keys() | self._section_symbols.keys()
+        self._wanted = trampolines | self._section_symbols.keys()
         self._functions: Mapping[int, Extents] | None = None
 
     def sites_in(self, section: Section, tables: list[Relocations]) -> list[RelocatedSite]:
         """The sites of one section, in order of their offsets."""
         code = self._file.content(section)
         starts = _Starts(code, tables, self._starts_of(section))
-        found = [
-            site
-            for table in tables
-            for number in compress(range(table.count), map(self._wanted.__contains__, table.symbols()))
-            if (site := self._by_relocation(section, code, table, number, starts)) is not None
-        ]
+        found: list[RelocatedSite] = []
+        for table in tables:
+            for number in self._plain_calls(section.number, code, table, found):
+                site = self._by_relocation(section, code, table, number, starts)
+                if site is not None:
+                    found.append(site)
         if section.number in self._homes:
             found += self._by_displacement(section, code, tables, starts)
         found = [site for site in found if not site.tail or self._in_function(section, site.offset)]
-        found.sort(key=_by_offset)
+        found.sort(key=_OFFSET)
+        if len(set(map(_OFFSET, found))) < len(found):
+            raise MalformedError(
+                f"section {section.name} has two relocations of one call", offset=section.offset, advice=_DAMAGED
+            )
         return found
+
+    def _plain_calls(self, section: int, code: bytes, table: Relocations, found: list[RelocatedSite]) -> Iterator[int]:
+        """Add calls without prefixes, as nearly all sites are, to what was found; gives the entries that are others."""
+        trampolines, prefixes, size, unpack = self._trampolines, x86.ANY_PREFIXES, len(code), elf64.RELA.unpack_from
+        wanted = elf64.R_X86_64_PLT32, _REL32_ADDEND, x86.CALL_REL32
+        for number in compress(range(table.count), map(self._wanted.__contains__, table.symbols())):
+            place, info, addend = unpack(table.raw, number * elf64.RELA.size)
+            plain = 2 <= place < size and (info & 0xFFFFFFFF, addend, code[place - 1]) == wanted
+            if plain and code[place - 2] not in prefixes and info >> 32 in trampolines:
+                offset = table.offset + number * elf64.RELA.size
+                found.append(RelocatedSite(section, place - 1, 0, Form.CALL, info >> 32, offset))
+            else:
+                yield number
 
     def _by_relocation(
         self, section: Section, code: bytes, table: Relocations, number: int, starts: _Starts
     ) -> RelocatedSite | None:
         place, kind, symbol, addend = table.entry(number)
+        if place >= len(code):
+            raise MalformedError(
+                f"a relocation of {section.name} names a place that does not exist",
+                offset=table.offset + number * elf64.RELA.size,
+                advice=_DAMAGED,
+            )
         opcode = _opcode_before(code, place, kind)
         if opcode is None:
             return None
@@ -113,12 +145,12 @@ class _Search:
         if trampoline is None:
             return None
         at, form = opcode
-        # Nothing but a branch has this type of relocation, so its opcode is known to be one.
-        first = starts.first_byte(at, certain=kind == elf64.R_X86_64_PLT32)
+        # Nothing but a branch has such a byte before a 32-bit field that counts from itself, since what loads an
+        # address has a ModRM byte of mod 0 and r/m 5 there: so the opcode is known to be one.
+        first = starts.first_byte(at, certain=kind in _BRANCH_TYPES)
         if first is None:
             return None
-        entry = table.offset + number * elf64.RELA.size
-        return _site(section, first, at, form, trampoline, entry)
+        return _site(section, first, at, form, trampoline, table.offset + number * elf64.RELA.size)
 
     def _trampoline_at(self, symbol: int, offset: int, *, by_name: bool) -> int | None:
         """The trampoline that starts at an offset from a symbol."""
@@ -134,6 +166,10 @@ class _Search:
         for table in tables:
             relocated.update(table.places())
         for at in compress(range(len(code)), code.translate(_OPCODES)):
+            if code[at] == x86.TWO_BYTE and (at + 2 in relocated or code[at + 1 : at + 2] not in _LONG_CONDITIONS):
+                continue
+            if at + 1 in relocated:
+                continue
             branch = x86.decode(code[at : at + x86.JCC_SIZE], at)
             if branch.destination is None or branch.opcode:
                 continue
@@ -216,17 +252,10 @@ class _Starts:
     def _anchor(self, offset: int) -> int:
         """The last known start at or before an offset."""
         if self._ends is None:
-            self._ends = sorted(end for table in self._tables for end in _ends(table))
+            self._ends = sorted(chain.from_iterable(table.branch_ends() for table in self._tables))
         position = bisect_right(self._ends, offset) - 1
-        return max(self._ends[position] if position >= 0 else 0, self._functions.start_before(offset))
-
-
-def _ends(table: Relocations) -> Iterator[int]:
-    """The ends of all instructions that end with their relocated field, by the addend that says so."""
-    branches = map(_BRANCH_TYPES.__contains__, table.types())
-    last = map(_REL32_ADDEND.__eq__, table.addends())
-    for place in compress(table.places(), map(int.__mul__, branches, last)):
-        yield place + x86.REL32_SIZE
+        end = self._ends[position] if position >= 0 else -_NEAR
+        return end if offset - end < _NEAR else max(end, self._functions.start_before(offset))
 
 
 def _opcode_before(code: bytes, place: int, kind: int) -> Opcode | None:
@@ -256,7 +285,3 @@ def _site(section: Section, first: int, opcode: int, form: Form, trampoline: int
     if form is Form.CALL and first < opcode:
         form = Form.PREFIXED_CALL
     return RelocatedSite(section.number, first, opcode - first, form, trampoline, entry)
-
-
-def _by_offset(site: RelocatedSite) -> int:
-    return site.offset

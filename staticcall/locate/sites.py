@@ -26,7 +26,7 @@ def sites_of(image: Image, records: Sequence[Record]) -> tuple[Site, ...]:
     for (address, number, key, flags), (_, offset, code) in zip(records, codes, strict=True):
         if offset < 0:
             raise MalformedError(
-                f"record {number} points to {address:#x}, outside of what the file loads",
+                f"record {number} points to {image.where(address)}, outside of what the file loads",
                 advice="the table is damaged or --table names another place",
             )
         if not start <= address < stop:

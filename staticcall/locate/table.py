@@ -30,11 +30,10 @@ def find_table(image: Image, symbols: Mapping[str, Symbol], wanted: str | None =
         return _checked(image, Table(start, stop, "named by the user"))
     section = image.section_named(static_call.TABLE_SECTIONS)
     if section is not None and section.flags & elf64.SHF_ALLOC and section.type != elf64.SHT_NOBITS:
-        stop = section.address + section.size
-        if image.placement is not None:
-            # An object has one table for each section group; they were placed side by side.
-            stop = max(s.address + s.size for s in image.sections if s.name in static_call.TABLE_SECTIONS)
-        return _checked(image, Table(section.address, stop, f"section {section.name}"))
+        whole = Table(section.address, section.address + section.size, f"section {section.name}")
+        pieces = _pieces(image, whole) or [(whole.start, 0)]
+        (start, _), (last, size) = pieces[0], pieces[-1]
+        return _checked(image, whole._replace(start=start, stop=last + size))
     first, last = symbols.get(static_call.TABLE_START), symbols.get(static_call.TABLE_STOP)
     if first and last:
         return _checked(image, Table(first.address, last.address, "start and stop symbols"))
@@ -67,12 +66,21 @@ def _checked(image: Image, table: Table) -> Table:
             offset=offset,
             advice="the table is damaged or --table names another place",
         )
-    if size and image.offset_of(table.start, size) is None:
+    if size and any(image.offset_of(*piece) is None for piece in _pieces(image, table)):
         raise MalformedError(
-            f"the table ({table.origin}) at {table.start:#x} lies outside of what the file loads",
+            f"the table ({table.origin}) at {image.where(table.start)} lies outside of what the file loads",
             advice="the table's section or symbols are damaged",
         )
     return table
+
+
+def _pieces(image: Image, table: Table) -> list[tuple[int, int]]:
+    """Address and size of what the table is made of: an object has one for each section group, placed side by side."""
+    if image.placement is None:
+        return [(table.start, table.stop - table.start)]
+    return [
+        (s.address, s.size) for s in image.sections if s.address and s.size and s.name in static_call.TABLE_SECTIONS
+    ]
 
 
 def read_records(image: Image, table: Table) -> list[Record]:
@@ -80,7 +88,7 @@ def read_records(image: Image, table: Table) -> list[Record]:
     size = table.stop - table.start
     if not size:
         return []
-    fields = elf64.column(image.read_at(table.start, size), "i", 0, 1)
+    fields = elf64.column(b"".join(image.read_at(*piece) for piece in _pieces(image, table)), "i", 0, 1)
     flags, no_flags = static_call.FLAG_MASK, static_call.NO_FLAGS
     records = []
     place = table.start

@@ -365,6 +365,20 @@ class Image:
         """Code as it is in the file, where an object's displacements are not filled in yet."""
         return code if self.placement is None else self.placement.file.data[offset : offset + len(code)]
 
+    def where(self, address: int) -> str:
+        """An address in words: section and offset in an object, where addresses are pretended."""
+        if self.placement is None or not self._places:
+            return f"{address:#x}"
+        start, number = self._places[max(bisect_right(self._places, (address, len(self.sections))) - 1, 0)]
+        return f"{self.sections[number].name}{address - start:+#x}"
+
+    def names_at(self, addresses: Iterable[int]) -> dict[int, str]:
+        """The name of the best symbol at each address; in an object whatever has no symbol is named by its section."""
+        wanted = set(addresses) - {0}
+        names = self.symbols.names_at(wanted)
+        nameless = wanted - names.keys() if self.placement is not None else ()
+        return names | {address: self.where(address) for address in nameless}
+
     def section_at(self, address: int) -> Section | None:
         """The section that covers a linked address; sections that only exist in memory do not count."""
         position = bisect_right(self._places, (address, len(self.sections))) - 1
@@ -380,8 +394,4 @@ class Image:
 
     def section_named(self, names: Iterable[str]) -> Section | None:
         """The first section with one of these names, in the order of the names."""
-        for name in names:
-            for section in self.sections:
-                if section.name == name:
-                    return section
-        return None
+        return next((section for name in names for section in self.sections if section.name == name), None)

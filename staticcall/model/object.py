@@ -5,7 +5,7 @@ is said by relocations, which name symbols by their number.
 """
 
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from itertools import accumulate, compress
 from typing import NamedTuple
 
@@ -18,6 +18,10 @@ from staticcall.model.sites import Form
 Extents = tuple[list[int], list[int]]
 
 _SYMBOL_SIZE = elf64.SYMBOL.size
+_IS_SECTION = bytes(info & 0xF == elf64.STT_SECTION for info in range(256))
+_IS_PLT32 = bytes(byte == elf64.R_X86_64_PLT32 for byte in range(256))
+_IS_MINUS_4 = bytes(byte == 256 - 4 for byte in range(256))
+_IS_FUNCTION = bytes(info & 0xF == elf64.STT_FUNC for info in range(256))
 # In a file with many sections, what is none of them must not look like one.
 _NO_SECTION = 0xFFFF0000
 _DAMAGED = "the symbol table is damaged"
@@ -42,13 +46,16 @@ class ObjectSymbols:
     many for 16 bits, else empty.
     """
 
-    __slots__ = ("_extended", "_infos", "_strings", "_table")
+    __slots__ = ("_endings", "_extended", "_infos", "_section_symbols", "_strings", "_table")
 
     def __init__(self, table: bytes, strings: bytes, extended: bytes) -> None:
         self._table = table
         self._strings = strings
         self._extended = elf64.column(extended, "I", 0, 1)
         self._infos = table[4::_SYMBOL_SIZE]
+        # Asked for by more than one room, and found by a walk over the table.
+        self._endings: dict[bytes, dict[int, bytes]] = {}
+        self._section_symbols: dict[int, int] | None = None
 
     def __len__(self) -> int:
         return len(self._infos)
@@ -67,33 +74,53 @@ class ObjectSymbols:
         if end < 0:
             raise MalformedError(f"the name of symbol {number} runs past the string table", advice=_DAMAGED)
         text = self._strings[name:end].decode("utf-8", "backslashreplace")
-        if self._extended and section >= elf64.SHN_LORESERVE:
+        if section >= elf64.SHN_LORESERVE:
             section = self._wide(number, section)
         return ObjectSymbol(number, text, info & 0xF, info >> 4, section, value, size)
 
-    def starting_with(self, prefixes: Iterable[bytes]) -> Iterator[ObjectSymbol]:
-        """Every symbol whose name starts with one of these, in table order."""
+    def endings(self, prefix: bytes) -> dict[int, bytes]:
+        """What follows the prefix in the name of every symbol that starts with it, by number in table order.
+
+        Raises `MalformedError` where such a name has no end.
+        """
+        if prefix not in self._endings:
+            self._endings[prefix] = self._find(prefix)
+        return self._endings[prefix]
+
+    def _find(self, prefix: bytes) -> dict[int, bytes]:
         # Names may share their ends, so every occurrence is a candidate; the table's own offsets decide.
         strings, offsets = self._strings, set[int]()
-        for prefix in prefixes:
-            place = strings.find(prefix)
-            while place >= 0:
-                offsets.add(place)
-                place = strings.find(prefix, place + 1)
+        place = strings.find(prefix)
+        while place >= 0:
+            offsets.add(place)
+            place = strings.find(prefix, place + 1)
         if not offsets:
-            return
+            return {}
         names = elf64.column(self._table, "I", 0, 6)
+        found: dict[int, bytes] = {}
         room = MOST_NAMES
         for number in compress(range(len(names)), map(offsets.__contains__, names)):
-            symbol = self.symbol(number)
-            room -= len(symbol.name)
-            if room < 0:
-                raise MalformedError("a symbol's name is longer than any name", advice=_DAMAGED)
-            yield symbol
+            start = names[number] + len(prefix)
+            end = strings.find(b"\0", start)
+            room -= end - start
+            if end < 0 or room < 0:
+                what = "runs past the string table" if end < 0 else "is longer than any name"
+                raise MalformedError(f"the name of symbol {number} {what}", advice=_DAMAGED)
+            found[number] = strings[start:end]
+        return found
 
-    def named(self, name: str) -> list[ObjectSymbol]:
-        """Every symbol of exactly this name, in table order."""
-        return [symbol for symbol in self.starting_with((name.encode() + b"\0",)) if symbol.name == name]
+    def binding(self, number: int) -> int:
+        """How far a symbol is seen, STB_LOCAL and so on."""
+        return self._infos[number] >> 4
+
+    def places_of(self, numbers: Collection[int]) -> dict[tuple[int, int], int]:
+        """The symbol that stands at each place, section and offset, of those among these that are defined."""
+        symbols = (elf64.SYMBOL.unpack_from(self._table, number * _SYMBOL_SIZE) for number in numbers)
+        found: dict[tuple[int, int], int] = {}
+        for number, (_, _, _, section, value, _) in zip(numbers, symbols, strict=True):
+            if section != elf64.SHN_UNDEF:
+                found[self._wide(number, section) if section >= elf64.SHN_LORESERVE else section, value] = number
+        return found
 
     def sections(self) -> "array[int]":
         """The section number of every symbol, resolved; more than any section's for an absolute or common one."""
@@ -108,26 +135,33 @@ class ObjectSymbols:
     def _wide(self, number: int, section: int) -> int:
         if section == elf64.SHN_XINDEX and number < len(self._extended):
             return self._extended[number]
-        return section | _NO_SECTION
+        return section | _NO_SECTION if self._extended else section
 
     def section_symbols(self) -> Mapping[int, int]:
-        """The number of the STT_SECTION symbol of each section that has one."""
-        mask = bytes(info & 0xF == elf64.STT_SECTION for info in range(256))
-        sections = self.sections()
-        found: dict[int, int] = {}
-        for number in compress(range(len(self)), self._infos.translate(mask)):
-            found.setdefault(sections[number], number)
-        return found
+        """The number of the STT_SECTION symbol of each section that has one.
+
+        Raises `MalformedError` where one has another value than 0.
+        """
+        if self._section_symbols is None:
+            sections, marks = self.sections(), self._infos.translate(_IS_SECTION)
+            if any(compress(elf64.column(self._table, "Q", 1, 3), marks)):
+                raise MalformedError("a section's symbol does not stand for its start", advice=_DAMAGED)
+            if max(compress(elf64.column(self._table, "I", 0, 6), marks), default=0) >= max(len(self._strings), 1):
+                raise MalformedError("the name of a section's symbol runs past the string table", advice=_DAMAGED)
+            found: dict[int, int] = {}
+            for number in compress(range(len(self)), marks):
+                found.setdefault(sections[number], number)
+            self._section_symbols = found
+        return self._section_symbols
 
     def functions(self) -> Mapping[int, Extents]:
         """The extents of all functions with a size, by section."""
-        mask = bytes(info & 0xF == elf64.STT_FUNC for info in range(256))
-        sections = self.sections()
+        marks = self._infos.translate(_IS_FUNCTION)
+        values, sizes = elf64.column(self._table, "Q", 1, 3), elf64.column(self._table, "Q", 2, 3)
         found: dict[int, list[tuple[int, int]]] = {}
-        for number in compress(range(len(self)), self._infos.translate(mask)):
-            _, _, _, _, value, size = elf64.SYMBOL.unpack_from(self._table, number * _SYMBOL_SIZE)
+        for section, value, size in compress(zip(self.sections(), values, sizes, strict=True), marks):
             if size:
-                found.setdefault(sections[number], []).append((value, value + size))
+                found.setdefault(section, []).append((value, value + size))
         return {section: _sorted(extents) for section, extents in found.items()}
 
 
@@ -142,34 +176,44 @@ class Relocations:
     Entries are in the file's order, which need not be that of the places they apply to.
     """
 
-    __slots__ = ("_table", "count", "offset", "section", "target")
+    __slots__ = ("count", "offset", "raw", "section", "target")
 
     def __init__(self, section: Section, table: memoryview) -> None:
         self.section = section.number
         self.target = section.info
         self.offset = section.offset
         self.count = section.size // elf64.RELA.size
-        self._table = table
+        self.raw = table
 
     def symbols(self) -> "array[int]":
         """The symbol number of every entry."""
-        return elf64.column(self._table, "I", 3, 6)
+        return elf64.column(self.raw, "I", 3, 6)
 
     def types(self) -> "array[int]":
         """The type of every entry."""
-        return elf64.column(self._table, "I", 2, 6)
+        return elf64.column(self.raw, "I", 2, 6)
 
     def places(self) -> "array[int]":
         """The offset in the target section of every entry."""
-        return elf64.column(self._table, "Q", 0, 3)
+        return elf64.column(self.raw, "Q", 0, 3)
 
     def addends(self) -> "array[int]":
         """The addend of every entry."""
-        return elf64.column(self._table, "q", 2, 3)
+        return elf64.column(self.raw, "q", 2, 3)
+
+    def branch_ends(self) -> list[int]:
+        """Where branches end in the target section, as far as R_X86_64_PLT32 shows: no other instruction has it."""
+        # A byte of each entry at a time: of its type, and of the addend -4 of a displacement that ends with its branch.
+        step, end = elf64.RELA.size, self.count * elf64.RELA.size
+        table = bytes(self.raw)
+        types = table[8:end:step].translate(_IS_PLT32)
+        addends = table[16:end:step].translate(_IS_MINUS_4)
+        both = int.from_bytes(types, "little") & int.from_bytes(addends, "little")
+        return [place + 4 for place in compress(self.places(), both.to_bytes(len(types), "little"))]
 
     def entry(self, number: int) -> tuple[int, int, int, int]:
         """(place, type, symbol number, addend) of one entry."""
-        place, info, addend = elf64.RELA.unpack_from(self._table, number * elf64.RELA.size)
+        place, info, addend = elf64.RELA.unpack_from(self.raw, number * elf64.RELA.size)
         return place, info & 0xFFFFFFFF, info >> 32, addend
 
 

@@ -7,7 +7,7 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from staticcall.errors import InputError, StaticcallError
+from staticcall.errors import InputError, StaticcallError, about
 from staticcall.model.report import ImageReport
 from staticcall.model.sites import Policy, Severity
 from staticcall.pipeline.look import Look, archive_at, report_image, report_members
@@ -65,7 +65,8 @@ def _render_members(path: Path, look: Look, form: Format, *, verbose: bool) -> R
     texts, severities = [], set[Severity]()
     for report in report_members(path, look):
         severities.update(finding.severity for finding in report.findings)
-        texts.append("".join(_pieces(report, form, verbose=verbose)))
+        with about(report.image.path):
+            texts.append("".join(_pieces(report, form, verbose=verbose)))
     separator = {Format.TEXT: "\n", Format.JSON: ",\n", Format.JSONL: ""}[form]
     return Rendered(separator.join(texts), frozenset(severities), "", 0)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from staticcall.errors import UsageError, about
+from staticcall.errors import StaticcallError, UsageError, VerificationError, about
 from staticcall.model.change import Proof
 from staticcall.read.object import is_archive, is_object
 from staticcall.read.source import FileSource, read_whole
@@ -49,7 +49,13 @@ def _prove_object(original: Path, patched: Path, *, deep: bool) -> Proof:
     from staticcall.verify.objects.proof import prove_object  # noqa: PLC0415 - only for objects
     from staticcall.verify.objects.read_back import reads_back  # noqa: PLC0415 - only for objects
 
-    proof = prove_object(read_whole(original), read_whole(patched))
+    before, after = read_whole(original), read_whole(patched)
+    try:
+        proof = prove_object(before, after)
+    except StaticcallError as error:
+        # Whatever is wrong with the second file fails the proof; all else is about the first.
+        error.path = error.path or (patched if isinstance(error, VerificationError) else original)
+        raise
     if deep:
         reads_back(patched)
     return proof

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from pathlib import Path
 
-from staticcall.errors import UnsafeError, about
+from staticcall.errors import StaticcallError, UnsafeError, about
 from staticcall.model.change import Plan, Proof
 from staticcall.model.image import Image
 from staticcall.pipeline.batch import document_of
@@ -58,8 +58,11 @@ def retarget_object(
     # Another reader found the plan, the whole plan and nothing but the plan.
     plan = plan._replace(edits=tuple(everything))
     with stage_whole(path, output, result) as (staged, publish), ExitStack() as texts:
-        with about(path):
+        try:
             reads_back(staged)
+        except StaticcallError as error:
+            error.path = path  # the temporary file will be gone
+            raise
         ready = []
         if edits is not None:
             undo = render_edits(plan, sha256_of_bytes(file.data), sha256_of_bytes(result))

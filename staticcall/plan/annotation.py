@@ -18,7 +18,7 @@ from array import array
 from collections.abc import Iterable, Mapping
 
 from staticcall.abi import elf64, static_call
-from staticcall.errors import UnsupportedError
+from staticcall.errors import MalformedError, UnsupportedError
 from staticcall.model.object import ObjectFile, RelocatedSite
 from staticcall.model.rewrite import Annotation, NewSection, Numbering, Rewrite, number_symbols
 from staticcall.model.sites import Form
@@ -47,7 +47,10 @@ def plan_annotation(file: ObjectFile, sites: Iterable[RelocatedSite], *, section
         raise UnsupportedError("is a signed module without a table", advice="annotate the objects it is made of")
     recorded.sort(key=_calls_last)  # stable, so the order of sections and offsets stays
     named = file.symbols.section_symbols()
-    lacking = tuple(sorted({site.section for site in recorded} - named.keys()))
+    homes = {site.section for site in recorded}
+    for home in homes & named.keys():
+        _check_base(file, home, named[home])
+    lacking = tuple(sorted(homes - named.keys()))
     numbering = number_symbols(file, lacking)
     bases = {number: numbering.new(symbol) for number, symbol in named.items()} | dict(numbering.section_symbols)
     keys = _key_symbols(file, recorded, numbering, module=module)
@@ -67,6 +70,18 @@ def plan_annotation(file: ObjectFile, sites: Iterable[RelocatedSite], *, section
     return Annotation(rewrite, len(recorded), indirect, annotated=False)
 
 
+def _check_base(file: ObjectFile, section: int, number: int) -> None:
+    """A section's symbol is its own; one that others could replace may lead elsewhere."""
+    symbol = file.symbols.symbol(number)
+    if symbol.binding != elf64.STB_LOCAL:
+        where = file.sections[section]
+        raise MalformedError(
+            f"symbol {number} cannot stand for section {where.name}",
+            offset=where.offset,
+            advice="the object is damaged",
+        )
+
+
 def _calls_last(site: RelocatedSite) -> bool:
     return not site.tail
 
@@ -75,24 +90,25 @@ def _key_symbols(
     file: ObjectFile, sites: Iterable[RelocatedSite], numbering: Numbering, *, module: bool
 ) -> Mapping[int, int]:
     """The new number of the symbol that records name, by the trampoline's old number."""
-    keys: dict[str, int] = {}
-    for symbol in file.symbols.starting_with((static_call.KEY_PREFIX.encode(),)):
-        keys.setdefault(symbol.name, symbol.number)
+    symbols = file.symbols
+    names = symbols.endings(static_call.TRAMPOLINE_PREFIX.encode())
+    keys: dict[bytes, int] = {}
+    for number, name in symbols.endings(static_call.KEY_PREFIX.encode()).items():
+        keys.setdefault(name, number)
     found: dict[int, int] = {}
     for site in sites:
         if site.trampoline in found:
             continue
-        trampoline = file.symbols.symbol(site.trampoline).name
-        name = static_call.KEY_PREFIX + trampoline.removeprefix(static_call.TRAMPOLINE_PREFIX)
-        number = keys.get(name, site.trampoline if module else None)
-        if number is None:
+        key = keys.get(names[site.trampoline], site.trampoline if module else None)
+        if key is None:
             where = file.sections[site.section]
+            missing = static_call.KEY_PREFIX + names[site.trampoline].decode(errors="backslashreplace")
             raise UnsupportedError(
-                f"has no symbol {name} for the {site.form} at {where.name}+{site.offset:#x}",
+                f"has no symbol {missing} for the {site.form} at {where.name}+{site.offset:#x}",
                 offset=where.offset + site.offset,
                 advice="declare the key where it is called, or give --module if it is a module's",
             )
-        found[site.trampoline] = numbering.new(number)
+        found[site.trampoline] = numbering.new(key)
     return found
 
 
@@ -101,8 +117,15 @@ def _groups(file: ObjectFile) -> dict[int, int]:
     found: dict[int, int] = {}
     for section in file.sections:
         if section.type == elf64.SHT_GROUP:
-            words = elf64.column(_words(file.content(section)), "I", 0, 1)
-            found.update(dict.fromkeys(words[1:], section.number))
+            members = elf64.column(_words(file.content(section)), "I", 0, 1)[1:]
+            whole = not section.size % elf64.WORD.size
+            if not whole or not all(0 < member < len(file.sections) for member in members):
+                raise MalformedError(
+                    f"section group {section.number} has a member that does not exist",
+                    offset=section.offset,
+                    advice="the object is damaged",
+                )
+            found.update(dict.fromkeys(members, section.number))
     return found
 
 

@@ -11,7 +11,7 @@ from staticcall.model.change import Edit, KeyChange, Plan
 from staticcall.model.image import Image
 from staticcall.model.select import select_keys
 from staticcall.model.sites import Answer, Judge, Key, Located, Site, Target, TargetKind
-from staticcall.plan.safety import check_change, refuse_contested, refuse_damaged
+from staticcall.plan.safety import check_change, refuse_contested, refuse_damaged, refuse_unversioned
 from staticcall.plan.transaction import Judged, key_edits, refuse_orphans, site_edits, summarize
 from staticcall.plan.wishes import Wishes, resolve_sets
 
@@ -29,10 +29,11 @@ def make_plan(
     """
     by_key: dict[int, list[Site]] = defaultdict(list)
     for site in located.sites:
-        if site.key is not None and site.record is not None:
+        if site.key is not None and site.vouched:
             by_key[site.key].append(site)
     targets, unknown = resolve_sets(image, located, wishes)
-    names = image.symbols.names_at(located.keys[address].slot.value for address in targets)
+    refuse_unversioned(image, unknown, wishes.forced)
+    names = image.names_at(located.keys[address].slot.value for address in targets)
     edits: list[Edit] = []
     changes: list[KeyChange] = []
     for address, target in targets.items():

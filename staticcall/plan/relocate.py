@@ -15,18 +15,19 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from itertools import compress
+from itertools import compress, pairwise
 from typing import Final, NamedTuple
 
 from staticcall.abi import elf64, x86
-from staticcall.errors import UnsafeError, UnsupportedError
-from staticcall.model.change import Edit, EditKind, Plan
+from staticcall.errors import MalformedError, UnsafeError, UnsupportedError
+from staticcall.model.change import Edit, EditKind, KeyChange, Plan
 from staticcall.model.image import Image, Placement, Section
 from staticcall.model.object import Relocations
 from staticcall.model.rewrite import NewSection, Rewrite, number_symbols
 from staticcall.plan.wishes import UNKNOWN_ROOM
 
 _KEPT_TYPES: Final = frozenset({elf64.R_X86_64_PC32, elf64.R_X86_64_PLT32})
+_DAMAGED: Final = "the object is damaged"
 _NO_TYPES: Final = frozenset({elf64.STT_SECTION, elf64.STT_FILE, elf64.STT_TLS})
 
 
@@ -61,7 +62,10 @@ def relocate(image: Image, plan: Plan, *, strip_signature: bool) -> tuple[Rewrit
     file = image.placement.file
     resolve = _Resolver(image.placement, plan.undefined)
     wanted = [_wanted(image, edit, resolve) for edit in plan.edits]
-    tables, entries = _entries(image.placement, wanted)
+    slots = [_slot(image, change) for change in plan.changes]
+    tables, entries = _entries(image.placement, [*((one.section, one.field) for one in wanted), *slots])
+    for section, field in slots:
+        _check_slot(section, field, entries.get((section.number, field)))
     edits: list[Edit] = []
     added: dict[int, list[bytes]] = defaultdict(list)
     for one in wanted:
@@ -76,6 +80,11 @@ def relocate(image: Image, plan: Plan, *, strip_signature: bool) -> tuple[Rewrit
         if new != entry.content:
             edits.append(Edit(entry.file_offset, entry.content, new, EditKind.RELOCATION, one.edit.key, None))
     edits.sort(key=_by_offset)
+    for edit, following in pairwise(edits):
+        if edit.file_offset + len(edit.old) > following.file_offset:
+            raise MalformedError(
+                f"places of {edit.key} and {following.key} overlap", offset=following.file_offset, advice=_DAMAGED
+            )
     contents, sections = _grown(image.placement, tables, added)
     return (
         Rewrite(
@@ -146,11 +155,34 @@ class _Resolver:
         return best
 
 
+def _slot(image: Image, change: KeyChange) -> tuple[Section, int]:
+    """Where the pointer of a key is: its section and the offset there."""
+    section = image.section_at(change.key.address)
+    if section is None:
+        raise UnsupportedError(f"key {change.key.name} is in no section", advice=_DAMAGED)
+    return section, change.key.address - section.address
+
+
+def _check_slot(section: Section, offset: int, entry: _Entry | None) -> None:
+    if entry is not None and entry.type not in (elf64.R_X86_64_NONE, elf64.R_X86_64_64):
+        raise UnsupportedError(
+            f"the key at {section.name}+{offset:#x} has a relocation of type {entry.type}",
+            offset=entry.file_offset,
+            advice="a key is a pointer of 64 bits",
+        )
+
+
 def _wanted(image: Image, edit: Edit, resolve: _Resolver) -> _Wanted:
     assert edit.address is not None, "a placed object has addresses"
     section = image.section_at(edit.address)
     assert section is not None, "what is edited lies in a section"
     start = edit.address - section.address
+    if section.type == elf64.SHT_NOBITS or start + len(edit.old) > section.size:
+        raise UnsupportedError(
+            f"section {section.name} has no bytes for what is to be at {start:#x}",
+            offset=section.offset,
+            advice=_DAMAGED,
+        )
     if edit.kind is EditKind.KEY:
         target = int.from_bytes(edit.new, "little")
         symbol = resolve(target, image.section_at(target), edit.key) if target else None
@@ -183,12 +215,12 @@ def _relocation(one: _Wanted, entry: _Entry | None) -> bytes | None:
 
 
 def _entries(
-    placement: Placement, wanted: Iterable[_Wanted]
+    placement: Placement, wanted: Iterable[tuple[Section, int]]
 ) -> tuple[Mapping[int, Relocations], Mapping[tuple[int, int], _Entry]]:
     """The last relocation section of each section that is edited, and the relocations of all fields concerned."""
     fields: dict[int, set[int]] = defaultdict(set)
-    for one in wanted:
-        fields[one.section.number].add(one.field)
+    for home, field in wanted:
+        fields[home.number].add(field)
     tables: dict[int, Relocations] = {}
     found: dict[tuple[int, int], _Entry] = {}
     file = placement.file
@@ -197,9 +229,12 @@ def _entries(
             table = tables[section.info] = file.relocations(section)
             places = table.places()
             for number in compress(range(table.count), map(fields[section.info].__contains__, places)):
-                offset = table.offset + number * elf64.RELA.size
-                content = file.data[offset : offset + elf64.RELA.size]
-                found[section.info, places[number]] = _Entry(offset, content, table.entry(number)[1])
+                offset, kind = table.offset + number * elf64.RELA.size, table.entry(number)[1]
+                place = section.info, places[number]
+                if place in found and elf64.R_X86_64_NONE not in (kind, found[place].type):
+                    raise MalformedError("two relocations of one place", offset=offset, advice=_DAMAGED)
+                if place not in found or kind != elf64.R_X86_64_NONE:
+                    found[place] = _Entry(offset, file.data[offset : offset + elf64.RELA.size], kind)
     return tables, found
 
 

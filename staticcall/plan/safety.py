@@ -17,12 +17,15 @@ from staticcall.model.sites import Form, Key, Located, Site, Target, TargetKind,
 FORCEABLE: Final[dict[str, str]] = {
     "kaslr-slot": "the kernel is always loaded where it is linked (nokaslr), so a pointer needs no relocation",
     "null-returns-value": "no caller uses the result of a call that becomes a nop",
+    "unversioned-import": "the kernel loads modules whose imports it has no version of",
     "target-in-init": "the key is never used after the kernel freed its init memory",
 }
 
 _CALLS: Final = frozenset({Form.CALL, Form.PREFIXED_CALL, Form.NOP, Form.RET0})
 _TAILS: Final = frozenset({Form.TAIL_JMP, Form.JCC, Form.SHORT_JMP, Form.RET})
 
+# What modpost writes: the version of every import.
+_VERSIONS: Final = "__versions"
 # Sections that a kernel frees after boot.
 _INIT_SECTIONS: Final = (".init.", ".exit.")
 
@@ -41,7 +44,7 @@ def check_change(
     """Raise `UnsafeError` if leading a key to another target would crash later."""
     checks = (
         _slot_cannot_be_written(image, key, present, target),
-        _null_would_be_called(key, sites, present, target),
+        _null_would_be_called(image, key, sites, present, target),
         _caller_wants_a_value(image, key, sites, present, target, returns_value),
         _target_is_freed(image, key, sites, target),
         _site_is_damaged(located, key, sites),
@@ -92,13 +95,15 @@ def _slot_cannot_be_written(image: Image, key: Key, present: Target, target: Tar
     return UnsafeError(what, code="slot-relocation", advice="choose the initial target in the source")
 
 
-def _null_would_be_called(key: Key, sites: Sequence[Site], present: Target, target: Target) -> UnsafeError | None:
+def _null_would_be_called(
+    image: Image, key: Key, sites: Sequence[Site], present: Target, target: Target
+) -> UnsafeError | None:
     if target.kind is not TargetKind.NULL or present.kind is TargetKind.NULL:
         return None
     callers = [f"the {site.instruction.form} at {site.where}" for site in sites if _reads(site, key)]
     trampoline = key.trampoline
     if trampoline and (trampoline.slot == key.address or trampoline.form is TrampolineForm.CALL_RET):
-        callers.append(f"the trampoline at {trampoline.address:#x}")
+        callers.append(f"the trampoline at {image.where(trampoline.address)}")
     if not callers:
         return None
     return UnsafeError(
@@ -141,7 +146,7 @@ def _target_is_freed(image: Image, key: Key, sites: Sequence[Site], target: Targ
     if sites and all(site.section.startswith(_INIT_SECTIONS) for site in sites):
         return None
     return UnsafeError(
-        f"{target.name} lies in {section.name}, which is freed after boot, and key {key.name} is used later",
+        f"{target.name} lies in {section.name}, which is gone when all is started, and key {key.name} is used later",
         code="target-in-init",
         advice="choose a target that stays",
     )
@@ -150,7 +155,7 @@ def _target_is_freed(image: Image, key: Key, sites: Sequence[Site], target: Targ
 def _site_is_damaged(located: Located, key: Key, sites: Iterable[Site]) -> UnsafeError | None:
     for site in sites:
         if site.instruction.form is Form.UNKNOWN:
-            return _damaged(site, key, f"is no static call ({site.code.hex()})")
+            return _damaged(site, key, f"is no static call{'' if site.alignment else f' ({site.code.hex()})'}")
         if located.by_another(key, site):
             return _damaged(site, key, "leads to another key's trampoline")
         if _contradicted(site):
@@ -176,6 +181,19 @@ def refuse_damaged(located: Located, key: Key, sites: Iterable[Site]) -> None:
     damage = _site_is_damaged(located, key, sites)
     if damage is not None:
         raise damage
+
+
+def refuse_unversioned(image: Image, imports: Sequence[str], forced: frozenset[str]) -> None:
+    """Raise `UnsafeError` for a new import of a linked module that has versions of all others.
+
+    A kernel with CONFIG_MODVERSIONS may reject it (check_version() in kernel/module/version.c; Debian's does).
+    """
+    if imports and "unversioned-import" not in forced and image.section_named((_VERSIONS,)) is not None:
+        raise UnsafeError(
+            f"{imports[0]} would be an import without an entry in {_VERSIONS}, which kernels reject",
+            code="unversioned-import",
+            advice="patch the object before modpost, or --force unversioned-import",
+        )
 
 
 def refuse_contested(sites: Iterable[Site], edits: Iterable[Edit]) -> None:

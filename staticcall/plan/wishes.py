@@ -13,7 +13,7 @@ from staticcall.model.sites import Key, Located, Target, TargetKind
 # What compilers put in front of a function: padding, and the hash of its type.
 _NO_FUNCTIONS = ("__pfx_", "__cfi_")
 _NULL, _RET0 = "NULL", "RET0"
-_IDENTIFIER = re.compile(r"[A-Za-z_.$][\w.$@]*", re.ASCII)
+_IDENTIFIER = re.compile(r"[A-Za-z_][\w.$]*", re.ASCII)
 # How far apart the pretended places of functions are that an object does not know.
 UNKNOWN_ROOM = 16
 
@@ -36,7 +36,7 @@ def resolve_sets(image: Image, located: Located, wishes: Wishes) -> tuple[dict[i
     found: dict[int, Target] = {}
     unknown: dict[str, Target] = {}
     for name, wanted in wishes.sets:
-        key = _resolve_key(located, name)
+        key = _resolve_key(image, located, name)
         if key.address in found:
             raise UsageError(f"key {key.name} is set twice")
         target = _resolve_target(image, located, wanted)
@@ -55,9 +55,13 @@ def _elsewhere(image: Image, wanted: str, number: int) -> Target:
     return Target(kind, name, image.placement.end + number * UNKNOWN_ROOM)
 
 
-def _resolve_key(located: Located, name: str) -> Key:
+def _resolve_key(image: Image, located: Located, name: str) -> Key:
     wanted = name.removeprefix(static_call.KEY_PREFIX)
-    matches = [key for key in located.keys.values() if wanted in (key.name, f"{key.address:#x}")]
+    # An object's addresses are pretended, and nobody knows them.
+    by_address = image.placement is None
+    matches = [
+        key for key in located.keys.values() if wanted == key.name or (by_address and wanted == f"{key.address:#x}")
+    ]
     if not matches:
         raise UnsafeError(
             f"there is no key {name}",
@@ -65,8 +69,10 @@ def _resolve_key(located: Located, name: str) -> Key:
             advice=_suggest(wanted, (key.name for key in located.keys.values())),
         )
     if len(matches) > 1:
-        places = ", ".join(f"{key.address:#x}" for key in matches)
-        raise UnsafeError(f"there are several keys {name}: {places}", code="ambiguous-key", advice="give the address")
+        places = ", ".join(image.where(key.address) for key in matches)
+        raise UnsafeError(
+            f"there are several keys {name}: {places}", code="ambiguous-key", advice=_tell_apart(image, "key")
+        )
     return matches[0]
 
 
@@ -124,11 +130,11 @@ def _resolve_function(image: Image, wanted: str) -> Symbol | None:
         )
     addresses = sorted({symbol.address for symbol in symbols})
     if len(addresses) > 1:
-        places = ", ".join(f"{address:#x}" for address in addresses)
+        places = ", ".join(image.where(address) for address in addresses)
         raise UnsafeError(
             f"there are several functions {wanted}: {places}",
             code="ambiguous-function",
-            advice="give the address",
+            advice=_tell_apart(image, "function"),
         )
     return symbols[0]
 
@@ -158,6 +164,10 @@ def _is_code(image: Image, symbol: Symbol) -> bool:
         return False
     section = image.section_at(symbol.address)
     return section is None or section.executable
+
+
+def _tell_apart(image: Image, what: str) -> str:
+    return "give the address" if image.placement is None else f"give each {what} a name of its own"
 
 
 def _suggest(wanted: str, names: Iterable[str]) -> str:

@@ -13,6 +13,8 @@ from staticcall.read.headers import read_header, read_sections
 _SIGNATURE_MARK = b"~Module signature appended~\n"
 _SIGNATURE_INFO_SIZE = 12
 _DAMAGED = "the section headers are damaged"
+_RELOCATION_SIZES = {elf64.SHT_RELA: elf64.RELA.size, elf64.SHT_REL: elf64.REL_SIZE}
+_IS_LOCAL = bytes(info >> 4 == elf64.STB_LOCAL for info in range(256))
 
 
 class BytesSource:
@@ -58,6 +60,7 @@ def parse_object(data: bytes) -> ObjectFile:
     if header.segment_count:
         raise UnsupportedError("is an object with program headers", advice="give one from a compiler or `ld -r`")
     sections = read_sections(source, header)
+    _check_counts(sections, header.names_index)
     symtabs = [section.number for section in sections if section.type == elf64.SHT_SYMTAB]
     if len(symtabs) > 1:
         raise MalformedError(f"has {len(symtabs)} symbol tables", advice=_DAMAGED)
@@ -76,6 +79,16 @@ def parse_object(data: bytes) -> ObjectFile:
     )
 
 
+def _check_counts(sections: tuple[Section, ...], names: int) -> None:
+    """The otherwise unused section 0 counts the sections, and says where their names are, if the header cannot."""
+    if not sections:
+        return
+    count = len(sections)
+    wanted = (count if count >= elf64.SHN_LORESERVE else 0, names if names >= elf64.SHN_LORESERVE else 0)
+    if (sections[0].size, sections[0].link) != wanted:
+        raise MalformedError("section 0 does not say what the header does", offset=60, advice=_DAMAGED)
+
+
 def _extended_of(sections: tuple[Section, ...], symtab: int) -> int:
     for section in sections:
         if section.type == elf64.SHT_SYMTAB_SHNDX and section.link == symtab:
@@ -85,11 +98,14 @@ def _extended_of(sections: tuple[Section, ...], symtab: int) -> int:
 
 def _check_tables(sections: tuple[Section, ...], symtab: int) -> None:
     for section in sections:
-        if section.type != elf64.SHT_RELA:
+        size = _RELOCATION_SIZES.get(section.type)
+        if size is None:
             continue
-        if section.entry_size != elf64.RELA.size or section.size % elf64.RELA.size:
-            raise _damaged(section, f"is no array of {elf64.RELA.size}-byte entries")
-        if section.link == symtab and not 0 < section.info < len(sections):
+        if section.entry_size != size or section.size % size:
+            raise _damaged(section, f"is no array of {size}-byte entries")
+        if section.link != symtab:
+            raise _damaged(section, "names no symbol table")
+        if not 0 < section.info < len(sections):
             raise _damaged(section, f"applies to section {section.info}, which does not exist")
 
 
@@ -111,7 +127,13 @@ def _symbols(source: ByteSource, sections: tuple[Section, ...], symtab: int, ext
             raise _damaged(numbers, "does not fit the symbol table")
         wide = source.read(numbers.offset, numbers.size)
     table = source.read(section.offset, section.size)
-    return ObjectSymbols(table, source.read(strings.offset, strings.size), wide)
+    marks = table[4 :: elf64.SYMBOL.size].translate(_IS_LOCAL)
+    if marks.count(1) != section.info or marks.find(0) not in (-1, section.info):
+        raise _damaged(section, "does not begin with its local symbols, as many as it says")
+    names = source.read(strings.offset, strings.size)
+    if names[:1] not in (b"", b"\0"):
+        raise _damaged(strings, "gives a name to what has none")
+    return ObjectSymbols(table, names, wide)
 
 
 def _damaged(section: Section, what: str) -> MalformedError:

@@ -66,6 +66,7 @@ _TYPES: Final = {
 def place_object(path: Path, file: ObjectFile) -> Image:
     """Read an object as an image of type REL; raises `MalformedError`, or `UnsupportedError` past 2 GiB."""
     kernel = any(section.name.startswith(_KERNEL_SECTIONS) for section in file.sections)
+    _check_places(file)
     bases, outside = _bases(file, _KERNEL_BASE if kernel else _USER_BASE)
     addresses, undefined, got = _addresses(file, bases, outside)
     placement = Placement(file, bases, addresses, undefined, got + elf64.POINTER_SIZE * len(addresses))
@@ -83,6 +84,19 @@ def place_object(path: Path, file: ObjectFile) -> Image:
         build_id=build_id_of(BytesSource(file.data), sections, ()),
         placement=placement,
     )
+
+
+def _check_places(file: ObjectFile) -> None:
+    """See that keys and trampolines, where they are defined, are in sections."""
+    for prefix in (static_call.KEY_PREFIX, static_call.TRAMPOLINE_PREFIX):
+        for number in file.symbols.endings(prefix.encode()):
+            symbol = file.symbols.symbol(number)
+            if not symbol.section:
+                continue
+            if symbol.section >= len(file.sections) or symbol.value >= max(file.sections[symbol.section].size, 1):
+                raise MalformedError(
+                    f"symbol {number} ({symbol.name}) lies in no section", advice="the symbol table is damaged"
+                )
 
 
 def _bases(file: ObjectFile, base: int) -> tuple[array[int], int]:
@@ -161,10 +175,12 @@ def _symbols(file: ObjectFile, placement: Placement) -> SymbolTable:
 
 def _got(file: ObjectFile, got: int) -> Mapping[int, Relocation]:
     """The slots of the pretended GOT that trampolines are reached through, with the name that each holds."""
-    prefix = static_call.TRAMPOLINE_PREFIX.encode()
+    prefix = static_call.TRAMPOLINE_PREFIX
     return {
-        got + elf64.POINTER_SIZE * symbol.number: Relocation(elf64.R_X86_64_64, None, 0, symbol.name)
-        for symbol in file.symbols.starting_with((prefix,))
+        got + elf64.POINTER_SIZE * number: Relocation(
+            elf64.R_X86_64_64, None, 0, prefix + name.decode(errors="backslashreplace")
+        )
+        for number, name in file.symbols.endings(prefix.encode()).items()
     }
 
 

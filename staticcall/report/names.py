@@ -34,7 +34,7 @@ class Names:
                 self._slots[slot] = relocation.symbol if relocation is not None else ""
             elif destination is not None:
                 wanted.add(destination)
-        self._starts = image.symbols.names_at(wanted | self._slots.keys())
+        self._starts = image.names_at(wanted | self._slots.keys())
 
     def destination(self, site: Site) -> str | None:
         """Where a site's instruction leads: a symbol where there is one, else the address."""

@@ -91,7 +91,7 @@ def _keys(report: ImageReport, *, verbose: bool) -> Iterator[str]:
     used.sort()
     shown = [key for *_, key in (used if verbose else used[:_FEW_KEYS])]
     yield f"{'keys' if len(shown) == len(used) else 'busiest keys':<40}{'sites':>9}{'direct':>9}   leads to"
-    names = report.image.symbols.names_at(key.slot.value for key in shown)
+    names = report.image.names_at(key.slot.value for key in shown)
     for key in shown:
         direct, others = by_key[key.address]
         yield f"  {key.name:<38}{direct + others:>9,}{direct:>9,}   {report.located.target_of(key, names).name}"

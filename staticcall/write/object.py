@@ -24,8 +24,11 @@ from staticcall.model.object import ObjectFile
 from staticcall.model.rewrite import NewSection, Rewrite
 
 _ALIGNMENT = 8
+_MOST_ALIGNMENT = 4096  # of a table; no file needs to become larger for it
 # Old call graph profiles: two symbol numbers and a weight. Newer ones have relocations, and eight bytes an entry.
 _PROFILE_SIZE = 16
+# The size of a relocation, by the type of its section.
+_SYMBOL_NUMBERS = {elf64.SHT_RELA: elf64.RELA.size, elf64.SHT_REL: elf64.REL_SIZE}
 # What may name the symbol table as its link and holds no symbol numbers that the writer would have to know.
 _HANDLED = frozenset(
     {
@@ -45,7 +48,20 @@ def rewrite_object(file: ObjectFile, rewrite: Rewrite) -> bytearray:
     Raises `UnsupportedError` for sections whose symbol numbers it does not know how to change, `MalformedError` for
     damaged ones.
     """
+    _check_end(file)
     return _Writer(file, rewrite).write()
+
+
+def _check_end(file: ObjectFile) -> None:
+    """What follows the last section, as a damaged signature does, belongs to nobody and cannot stay behind it."""
+    headers = file.sections_at + len(file.sections) * elf64.SECTION.size
+    if headers == file.end:
+        return
+    used = max(headers, *(s.offset + s.size for s in file.sections[1:] if s.type != elf64.SHT_NOBITS), 0)
+    if file.data[used : file.end].strip(b"\0"):
+        raise MalformedError(
+            f"has {file.end - used} bytes behind its last section", offset=used, advice="the object is damaged"
+        )
 
 
 class _Writer:
@@ -64,9 +80,10 @@ class _Writer:
         """The whole file."""
         for offset, data in self._rewrite.patches.items():
             self._out[offset : offset + len(data)] = data
-        if self._rewrite.numbering.moved:
-            self._renumber()
         if self._rewrite.numbering.section_symbols or self._rewrite.undefined:
+            self._check_numbers()
+            if self._rewrite.numbering.moved:
+                self._renumber()
             self._grow_symbols()
         names = self._grow_names()
         if self._rewrite.strip_signature:
@@ -80,6 +97,26 @@ class _Writer:
         return self._out
 
     # ---- symbol numbers ----
+
+    def _check_numbers(self) -> None:
+        """What names a symbol that does not exist must not come to name a new one."""
+        file, count = self._file, len(self._file.symbols)
+        for section in file.sections:
+            if section.link != file.symtab or section.number == file.symtab:
+                continue
+            highest = section.info if section.type == elf64.SHT_GROUP else 0
+            if section.type in _SYMBOL_NUMBERS:
+                size = _SYMBOL_NUMBERS[section.type]
+                table = file.content(section)
+                highest = max(elf64.column(table[: len(table) // size * size], "I", 3, size // 4), default=0)
+            elif section.type == elf64.SHT_LLVM_ADDRSIG:
+                highest = max(_uleb128s(file.content(section), section), default=0)
+            if highest >= count:
+                raise MalformedError(
+                    f"section {section.name or section.number} names symbol {highest}, which does not exist",
+                    offset=section.offset,
+                    advice="the object is damaged",
+                )
 
     def _renumber(self) -> None:
         """Let everything that holds symbol numbers follow the displaced globals."""
@@ -137,10 +174,11 @@ class _Writer:
         table = bytearray(file.symbols.raw)
         table.extend(bytes(size * (len(locals_) + len(self._rewrite.undefined))))
         wide = self._wide_numbers(len(table) // size)
+        old_wide = bytes(wide)
         for old, new in moved.items():
             table[new * size : new * size + size] = file.symbols.raw[old * size : old * size + size]
-            if wide:
-                wide[new * 4 : new * 4 + 4] = file.content(file.sections[file.extended])[old * 4 : old * 4 + 4]
+            if file.extended:
+                wide[new * 4 : new * 4 + 4] = old_wide[old * 4 : old * 4 + 4]
         for section, number in locals_.items():
             narrow = section if section < elf64.SHN_LORESERVE else elf64.SHN_XINDEX
             info = elf64.STB_LOCAL << 4 | elf64.STT_SECTION
@@ -210,7 +248,14 @@ class _Writer:
         return offset
 
     def _move(self, number: int, content: bytes) -> None:
-        offset = self._place(content, min(max(self._file.sections[number].alignment, 1), 4096))
+        section = self._file.sections[number]
+        if section.alignment > _MOST_ALIGNMENT or section.alignment & (section.alignment - 1):
+            raise MalformedError(
+                f"section {section.name or number} has an alignment of {section.alignment}",
+                offset=section.offset,
+                advice="the section headers are damaged",
+            )
+        offset = self._place(content, section.alignment)
         self._set_header(number, 4, offset)
         self._set_header(number, 5, len(content))
 

@@ -8,6 +8,7 @@ Little enough to check by eye, and held against readelf in the tests of this rea
 """
 
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -83,7 +84,10 @@ class Object(NamedTuple):
 
     def relocations(self, section: Section) -> list[Relocation]:
         """The entries of a section of type SHT_RELA, in the file's order."""
-        return [Relocation(offset, kind, symbol, addend) for offset, kind, symbol, addend in _RELA.iter_unpack(section.content)]
+        return [
+            Relocation(offset, kind, symbol, addend)
+            for offset, kind, symbol, addend in _RELA.iter_unpack(section.content)
+        ]
 
     def relocations_of(self, section: Section) -> list[Relocation]:
         """The entries of all sections that relocate this one."""
@@ -121,9 +125,12 @@ def read(path: Path) -> Object:
     first = _SECTION.unpack_from(data, start)
     count, names = count or first[5], first[6] if names == _SHN_XINDEX else names
     raw = [_SECTION.unpack_from(data, start + _SECTION.size * number) for number in range(count)]
-    contents = [b"" if fields[1] == SHT_NOBITS or not number else data[fields[4] : fields[4] + fields[5]] for number, fields in enumerate(raw)]
+    contents = [
+        b"" if fields[1] == SHT_NOBITS or not number else data[fields[4] : fields[4] + fields[5]]
+        for number, fields in enumerate(raw)
+    ]
     sections = [
-        Section(number, _string(contents[names], fields[0]), *fields[1:], content)
+        Section._make((number, _string(contents[names], fields[0]), *fields[1:], content))
         for number, (fields, content) in enumerate(zip(raw, contents, strict=True))
     ]
     (symtab,) = (section for section in sections if section.type == SHT_SYMTAB)
@@ -146,7 +153,7 @@ def records(elf: Object, name: str = ".static_call_sites") -> list[Record]:
     return [record for table in tables(elf, name) for record in table.records]
 
 
-def _records(elf: Object, section: Section, entries: list[Relocation]):
+def _records(elf: Object, section: Section, entries: list[Relocation]) -> Iterator[Record]:
     for number, (site, key) in enumerate(zip(entries[::2], entries[1::2], strict=True)):
         place, name = elf.symbols[site.symbol], elf.symbols[key.symbol].name
         expected = [(at, R_X86_64_PC32) for at in (_RECORD_SIZE * number, _RECORD_SIZE * number + 4)]

@@ -213,6 +213,9 @@ def _companion(kernel: Path, name: str) -> Path:
 
 def _unpack(package: _Package, folder: Path) -> None:
     folder.parent.mkdir(exist_ok=True)
+    # As in _install.
+    for left in folder.parent.glob(f"{_UNFINISHED}*"):
+        shutil.rmtree(left)
     depends = " ".join(record.get("Depends", "") for record in _apt_records([package.name]))
     names = [package.name, *re.findall(r"\blinux-(?:headers|kbuild)-[^\s,]+", depends)]
     with tempfile.TemporaryDirectory(prefix=_UNFINISHED, dir=folder.parent) as temporary:

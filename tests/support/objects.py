@@ -19,9 +19,14 @@ from tests.support.toolchain import TIMEOUT_SECONDS, BuildError, Compiler
 SOURCES = Path(__file__).parents[2] / "fixtures" / "objects"
 
 _DRIVERS: Final[Mapping[Compiler, str]] = MappingProxyType({"gcc": "g++", "clang": "clang++"})
-_TOOLS = (*COMPILERS, *_DRIVERS.values(), "ld.bfd", "ld.lld", "ld.mold", "nm", "objcopy", "objdump", "readelf", "strip")
+_TOOLS = (
+    *COMPILERS,
+    *_DRIVERS.values(),
+    *("ld.bfd", "ld.lld", "ld.mold", "nm", "objcopy", "objdump", "readelf", "strip", "llvm-objcopy", "llvm-strip"),
+)
 _OPTIMISED = ("-O2",)
 _WARNINGS = ("-Wall", "-Wextra", "-Werror")
+_MANY = "many_"
 MANY_SECTIONS = 65_300  # more than there are numbers for in 16 bits
 
 
@@ -44,29 +49,35 @@ RECIPES: Final[Mapping[str, Recipe]] = MappingProxyType(
         "calls": Recipe(("calls.c",), _OPTIMISED),
         "calls-debug": Recipe(("calls.c",), ("-O2", "-g")),
         "calls-function_sections": Recipe(("calls.c",), ("-Os", "-ffunction-sections", "-fdata-sections")),
-        "calls-kernel": Recipe(("calls.c",), ("-O2", "-mcmodel=kernel", "-fno-pie", "-fcf-protection", "-mno-red-zone")),
+        "calls-kernel": Recipe(
+            ("calls.c",), ("-O2", "-mcmodel=kernel", "-fno-pie", "-fcf-protection", "-mno-red-zone")
+        ),
         "calls-no_plt": Recipe(("calls.c",), ("-O2", "-fPIC", "-fno-plt")),
         "calls-pic": Recipe(("calls.c",), ("-O2", "-fPIC")),
         "calls-plain": Recipe(("calls.c",), ("-O0",)),
         "calls-size": Recipe(("calls.c",), ("-Os",)),
         "calls-small": Recipe(("calls.c",), ("-O2", "-mcmodel=small", "-fno-pie")),
-        "calls-hidden": Recipe(("calls.c",), ("-O2", "-fPIC", "-DSC_VISIBILITY=\"hidden\"")),
+        "calls-hidden": Recipe(("calls.c",), ("-O2", "-fPIC", '-DSC_VISIBILITY="hidden"')),
         "inline_one": Recipe(("inline_one.cc",), _OPTIMISED),
         "inline_two": Recipe(("inline_two.cc",), (*_OPTIMISED, "-g")),
         "lto": Recipe(
-            ("calls.c", "users.c"), ("-O2", "-flto"), ("gcc", "-O2", "-flto", "-r", "-flinker-output=nolto-rel"), ("gcc",)
+            ("calls.c", "users.c"),
+            ("-O2", "-flto"),
+            ("gcc", "-O2", "-flto", "-r", "-flinker-output=nolto-rel"),
+            ("gcc",),
         ),
         "lto-lld": Recipe(("calls.c", "users.c"), ("-O2", "-flto"), ("ld.lld", "-r"), ("clang",)),
         "combined-bfd": Recipe(_COMBINED, _OPTIMISED, ("ld.bfd", "-r")),
         "combined-lld": Recipe(_COMBINED, _OPTIMISED, ("ld.lld", "-r")),
         "combined-mold": Recipe(_COMBINED, _OPTIMISED, ("ld.mold", "-r")),
-        "many_sections": Recipe(("many_sections.S",)),
-        "many_nameless": Recipe(("many_nameless.S",), compilers=("gcc",)),
+        "many_sections": Recipe(("many_sections.S",), compilers=("gcc",)),
+        "many_nameless": Recipe(("many_nameless.S",), compilers=("clang",)),
     }
 )
 # Every recipe with every compiler that it is for.
 CASES: Final = tuple((name, compiler) for name, recipe in RECIPES.items() for compiler in recipe.compilers)
-"""What the corpus holds."""
+# Without those that take everybody seconds.
+SMALL_CASES: Final = tuple((name, compiler) for name, compiler in CASES if not name.startswith(_MANY))
 
 
 def missing_tools() -> list[str]:
@@ -97,7 +108,7 @@ class Objects:
         return result
 
     def _source(self, name: str) -> Path:
-        if not name.startswith("many_"):
+        if not name.startswith(_MANY):
             return SOURCES / name
         path = self._folder / name
         path.write_text(_many_sections(named=name == "many_sections.S"))
@@ -123,7 +134,14 @@ def _many_sections(*, named: bool) -> str:
 
     Unless they are `named`, no symbol is in any of those.
     """
-    lines = ['#include "static_call.inc"', "DEFINE one, target", ".text", "FUNCTION target", "jmp __SCT__one", "END target"]
+    lines = [
+        '#include "static_call.inc"',
+        "DEFINE one, target",
+        ".text",
+        "FUNCTION target",
+        "jmp __SCT__one",
+        "END target",
+    ]
     lines += [f'.section .data.d{number}, "a", @progbits\n.byte 0' for number in range(MANY_SECTIONS)]
     for number in range(30):
         lines += [f'.section .text.f{number}, "ax", @progbits']

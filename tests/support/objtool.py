@@ -1,7 +1,7 @@
 """The kernel's own build tool as an oracle: what it makes of an object's static calls.
 
-    outcome = annotate(tool, original, copy, module=True)
-    elf_object.records(elf_object.read(copy)), outcome.said
+outcome = annotate(tool, original, copy, module=True)
+elf_object.records(elf_object.read(copy)), outcome.said
 """
 
 import os
@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.support.toolchain import TIMEOUT_SECONDS
-
 
 # Said of what `ld -r` made.
 _NO_COMPLAINT = "Linked object detected, forcing --link"

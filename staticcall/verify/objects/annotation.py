@@ -1,7 +1,7 @@
 """The proof of an annotated object: its original plus a right table, and nothing else."""
 
 from staticcall.abi.static_call import RECORD_SIZE, TABLE_SECTIONS
-from staticcall.errors import MalformedError, VerificationError
+from staticcall.errors import InputError, VerificationError
 from staticcall.verify.objects import elf
 from staticcall.verify.objects.calls import Calls
 from staticcall.verify.objects.elf import Elf
@@ -31,7 +31,7 @@ def prove_annotation(
         return 0
     try:
         return _prove(before, elf.read(annotated), name, module=module)
-    except MalformedError as error:
+    except InputError as error:
         raise VerificationError(error.what, offset=error.offset) from error
 
 

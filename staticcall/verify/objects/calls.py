@@ -9,8 +9,10 @@ counts as a site.
 """
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
+from itertools import accumulate
 from typing import NamedTuple
 
 from staticcall.abi.static_call import KEY_PREFIX, TRAMPOLINE_PREFIX
@@ -60,6 +62,8 @@ _KINDS = {
     5: Kind(4, True, _GOT, got=True),
 }
 
+_IS_FUNCTION = bytes(info & 0xF == elf.STT_FUNC for info in range(256))
+
 # Offset in the relocated section, type, symbol, addend.
 Relocation = tuple[int, int, int, int]
 
@@ -87,7 +91,7 @@ class Calls:
             self._find_named()
         self._all: dict[int, dict[int, Relocation]] = {}
         self._places: dict[tuple[int, int], list[bytes]] | None = None
-        self._functions: dict[int, list[tuple[int, int]]] | None = None
+        self._functions: dict[int, tuple[Sequence[int], Sequence[int]]] | None = None
 
     def _find_named(self) -> None:
         data, size, unpack = self.file.data, elf.RELA.size, elf.RELA.unpack_from
@@ -197,11 +201,32 @@ class Calls:
 
     def _in_function(self, section: int, at: int) -> bool:
         if self._functions is None:
-            self._functions = {}
-            for symbol in map(self.file.symbol, range(self.file.symbol_count)):
-                if symbol.type == elf.STT_FUNC and symbol.size:
-                    self._functions.setdefault(symbol.section, []).append((symbol.value, symbol.value + symbol.size))
-        return any(start <= at < end for start, end in self._functions.get(section, ()))
+            self._functions = _functions(self.file)
+        starts, ends = self._functions.get(section, ((), ()))
+        nearest = bisect_right(starts, at) - 1
+        return nearest >= 0 and at < ends[nearest]
+
+
+def _functions(file: Elf) -> dict[int, tuple[Sequence[int], Sequence[int]]]:
+    """By section, the starts of all functions with a size, and the farthest end up to each: they may overlap."""
+    table = file.symbols
+    extents: dict[int, list[tuple[int, int]]] = {}
+    if table is None:
+        return {}
+    size, unpack = elf.SYMBOL.size, elf.SYMBOL.unpack_from
+    marks = file.data[table.start + elf.INFO_FIELD : table.end : size].translate(_IS_FUNCTION)
+    number = marks.find(1)
+    while number >= 0:
+        _, _, _, section, value, extent = unpack(file.data, table.start + number * size)
+        if section == elf.SHN_XINDEX:
+            section = file.symbol(number).section
+        if extent:
+            extents.setdefault(section, []).append((value, value + extent))
+        number = marks.find(1, number + 1)
+    return {
+        section: ([start for start, _ in sorted(pairs)], list(accumulate((end for _, end in sorted(pairs)), max)))
+        for section, pairs in extents.items()
+    }
 
 
 def _trampolines(file: Elf) -> dict[int, bytes]:

@@ -78,6 +78,8 @@ def check_call(after: Elf, call: Call) -> None:
         if pair.after.target not in (target, *own):
             _refuse(after, call, place, "a site leads neither to its trampoline nor where the key does")
         if pair.changed:
+            if pair.before.target not in (call.slot[1].before.target, *own):
+                _refuse(after, call, place, "a site led neither to its trampoline nor where the key did")
             _check_change(after, call, place, pair, tail=tail)
 
 

@@ -12,9 +12,10 @@ import struct
 import sys
 from array import array
 from collections.abc import Collection
+from itertools import compress
 from operator import gt
 from struct import Struct
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from staticcall.errors import MalformedError, UnsupportedError
 
@@ -48,6 +49,22 @@ STB_LOCAL, STB_GLOBAL = 0, 1
 STT_NOTYPE, STT_FUNC, STT_SECTION, STT_GNU_IFUNC = 0, 2, 3, 10
 R_X86_64_NONE, R_X86_64_64, R_X86_64_PC32, R_X86_64_PLT32, R_X86_64_PC8 = 0, 1, 2, 4, 15
 R_X86_64_GOTPCREL, R_X86_64_GOTPCRELX, R_X86_64_REX_GOTPCRELX = 9, 41, 42
+
+
+Column: TypeAlias = "array[int]"
+# Where each field of a SECTION starts, in units of its size, and whether that is four bytes or eight.
+_SECTION_FIELDS = (
+    (0, True),
+    (1, True),
+    (1, False),
+    (2, False),
+    (3, False),
+    (4, False),
+    (10, True),
+    (11, True),
+    (6, False),
+    (7, False),
+)
 
 
 class Symbols(NamedTuple):
@@ -104,16 +121,16 @@ class Elf(NamedTuple):
     view: memoryview
     header: tuple[int, ...]
     names_index: int
-    names: tuple[int, ...]
-    types: tuple[int, ...]
-    flags: tuple[int, ...]
-    addresses: tuple[int, ...]
-    offsets: tuple[int, ...]
-    sizes: tuple[int, ...]
-    links: tuple[int, ...]
-    infos: tuple[int, ...]
-    alignments: tuple[int, ...]
-    entry_sizes: tuple[int, ...]
+    names: Column
+    types: Column
+    flags: Column
+    addresses: Column
+    offsets: Column
+    sizes: Column
+    links: Column
+    infos: Column
+    alignments: Column
+    entry_sizes: Column
     symbols: Symbols | None
     spans: list[tuple[int, int]]
 
@@ -181,6 +198,10 @@ def cells(code: str, content: memoryview) -> "array[int]":
     return found
 
 
+# Where more than one in so many entries may be wanted, all are looked at.
+_DENSE = 32
+
+
 class Wanted:
     """A set of 32-bit numbers to be looked for in a column of a table.
 
@@ -205,6 +226,11 @@ class Wanted:
         high = data[start + 1 : end : size].translate(self._high)
         both = int.from_bytes(low, "little") & int.from_bytes(high, "little")
         marks = both.to_bytes(len(low), "little")
+        if marks.count(1) > len(marks) // _DENSE:
+            # The bytes tell too little apart: every number is looked at.
+            column = cells("I", memoryview(data)[start : start + (end - start) // 4 * 4])[:: size // 4]
+            numbers = self.numbers
+            return [(i, number) for i, number in compress(enumerate(column), map(numbers.__contains__, column))]
         find, numbers, unpack = marks.find, self.numbers, WORD.unpack_from
         at = find(1, at)
         while at >= 0:
@@ -234,7 +260,7 @@ def _read(data: bytes | bytearray) -> Elf:
     if header[1] != _ET_REL or header[2] != _EM_X86_64:
         raise UnsupportedError("not a relocatable object for x86-64", offset=16)
     table, count, names_index = header[SHOFF], header[SHNUM], header[SHSTRNDX]
-    if header[_SHENTSIZE] != SECTION.size or not table:
+    if header[_SHENTSIZE] != SECTION.size or not 0 < table < len(data):
         raise MalformedError("no section headers of a known size", offset=40)
     first = SECTION.unpack_from(data, table)
     count = count or first[5]
@@ -244,7 +270,7 @@ def _read(data: bytes | bytearray) -> Elf:
     if end > len(data) or not count:
         raise MalformedError("the section headers run past the end of the file", offset=table)
     view = memoryview(data)
-    columns: list[Any] = list(zip(*SECTION.iter_unpack(view[table:end]), strict=True))
+    columns = _columns(view[table:end])
     _, types, _, _, offsets, sizes, *_ = columns
     spans = [
         (offset, offset + size)
@@ -263,6 +289,12 @@ def _read(data: bytes | bytearray) -> Elf:
     return Elf._make((data, view, header, names_index, *columns, _symbols(data, columns), spans))
 
 
+def _columns(headers: memoryview) -> list[Column]:
+    """The fields of all section headers, in the order of a SECTION."""
+    words, longs = cells("I", headers), cells("Q", headers)
+    return [words[start::16] if narrow else longs[start::8] for start, narrow in _SECTION_FIELDS]
+
+
 def _bad_span(spans: list[tuple[int, int]], size: int) -> int:
     reach = 0
     for start, end in spans:
@@ -272,12 +304,12 @@ def _bad_span(spans: list[tuple[int, int]], size: int) -> int:
     return 0
 
 
-def _terminated(data: bytes | bytearray, columns: list[tuple[int, ...]], section: int) -> bool:
+def _terminated(data: bytes | bytearray, columns: list[Column], section: int) -> bool:
     offset, size = columns[4][section], columns[5][section]
     return size > 0 and data[offset + size - 1] == 0
 
 
-def _symbols(data: bytes | bytearray, columns: list[tuple[int, ...]]) -> Symbols | None:
+def _symbols(data: bytes | bytearray, columns: list[Column]) -> Symbols | None:
     _, types, _, _, offsets, sizes, links, infos, _, entry_sizes = columns
     tables = types.count(SHT_SYMTAB)
     if not tables:

@@ -33,6 +33,15 @@ class ChangedEntry(NamedTuple):
             if entry is not None and entry[1] != elf.R_X86_64_NONE:
                 yield entry[0]
 
+    @property
+    def emptied_wrongly(self) -> bool:
+        """Whether it became a NONE entry, and not for the place that it was for, or with something new in it."""
+        if self.after[1] != elf.R_X86_64_NONE:
+            return False
+        if self.before is None or self.before[1] == elf.R_X86_64_NONE:
+            return True
+        return self.after[0] != self.before[0] or self.after[2:] not in ((0, 0), self.before[2:])
+
 
 def changed_entries(before: Elf, after: Elf) -> list[ChangedEntry]:
     """Every relocation entry that differs, in all SHT_RELA tables.
@@ -49,12 +58,19 @@ def changed_entries(before: Elf, after: Elf) -> list[ChangedEntry]:
         if len(new) < len(old):
             raise VerificationError("a relocation table became shorter", offset=after.offsets[table])
         if not after.data.startswith(old, after.offsets[table]) or len(new) > len(old):
-            found += _changed(table, before, after, old, new)
+            found += _changed(before.infos[table], old, new, after.offsets[table])
+    for table in range(before.section_count, after.section_count):
+        if after.types[table] == elf.SHT_RELA:
+            new = after.content(table)
+            if len(new) % elf.RELA.size:
+                raise MalformedError("a relocation table with half an entry", offset=after.offsets[table])
+            found += _changed(after.infos[table], after.view[:0], new, after.offsets[table])
     return found
 
 
-def _changed(table: int, before: Elf, after: Elf, old: memoryview, new: memoryview) -> Iterator[ChangedEntry]:
-    section, home, size = before.infos[table], after.offsets[table], elf.RELA.size
+def _changed(section: int, old: memoryview, new: memoryview, home: int) -> Iterator[ChangedEntry]:
+    """The entries for a section that differ or were added; `home` is the new table's file offset."""
+    size = elf.RELA.size
     for start in range(0, len(old), _BLOCK * size):
         left, right = bytes(old[start : start + _BLOCK * size]), bytes(new[start : start + _BLOCK * size])
         if left == right[: len(left)]:

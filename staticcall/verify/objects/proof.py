@@ -1,6 +1,6 @@
 """`staticcall verify` of two objects: which of the proofs it is for, and what it came to."""
 
-from staticcall.errors import MalformedError, VerificationError
+from staticcall.errors import InputError, VerificationError
 from staticcall.model.change import Proof
 from staticcall.verify.objects import elf
 from staticcall.verify.objects.annotation import prove_annotation
@@ -17,7 +17,7 @@ def prove_object(original: bytes, patched: bytes) -> Proof:
     before = elf.read(original)
     try:
         table = _new_table(before.section_count, elf.read(patched))
-    except MalformedError as error:
+    except InputError as error:
         raise VerificationError(error.what, offset=error.offset) from error
     if table is None:
         return prove_retarget(original, patched, stripped_signature=is_signed(original) and not is_signed(patched))

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 # In LIEF's numbers of types the upper bits say the machine.
 _TYPE_MASK = (1 << 27) - 1
+_SECTION_TYPE_MASK = (1 << 32) - 1
 _STRINGS = "utf-8"
 
 # Made of plain values, so that what two readers see can be compared.
@@ -40,9 +41,9 @@ def reads_back(path: Path) -> None:
             return  # more sections than the header can count, of which LIEF sees none
         other = _parse(data)
         views = (
-            ("section", _sections(own), _lief_sections(other)),
+            ("relocation", _once(_relocations(own)), _once(_lief_relocations(other))),
             ("symbol", _symbols(own), _lief_symbols(other)),
-            ("relocation", _relocations(own), _lief_relocations(other)),
+            ("section", _sections(own), _lief_sections(other)),
         )
         with warnings.catch_warnings():
             # A number that LIEF has no name for is a warning to it, and a fact like any other here.
@@ -96,7 +97,7 @@ def _sections(file: elf.Elf) -> Iterator[_Facts]:
 
 def _lief_sections(binary: lief.ELF.Binary) -> Iterator[_Facts]:
     for s in binary.sections:
-        kind = int(s.type)
+        kind = int(s.type) & _SECTION_TYPE_MASK
         empty = kind in (elf.SHT_NULL, elf.SHT_NOBITS)
         yield (
             s.name,
@@ -125,11 +126,26 @@ def _lief_symbols(binary: lief.ELF.Binary) -> Iterator[_Facts]:
 
 def _relocations(file: elf.Elf) -> Iterator[_Facts]:
     for table, kind in enumerate(file.types):
-        if kind == elf.SHT_RELA:
-            section = _text(file.name(file.infos[table]))
-            for offset, type_, number, addend in elf.RELA.iter_unpack(file.content(table)):
-                symbol = file.symbol(number)
-                yield (section, offset, type_, addend, number, _text(symbol.name), symbol.value)
+        if kind not in (elf.SHT_RELA, elf.SHT_REL):
+            continue
+        if file.infos[table] >= file.section_count:
+            raise MalformedError(f"relocations of section {file.infos[table]}, which does not exist")
+        section = _text(file.name(file.infos[table]))
+        layout = elf.RELA if kind == elf.SHT_RELA else elf.REL
+        if file.sizes[table] % layout.size:
+            raise MalformedError("a relocation table with half an entry", offset=file.offsets[table])
+        for offset, type_, number, *addend in layout.iter_unpack(file.content(table)):
+            symbol = file.symbol(number)
+            yield (section, offset, type_, sum(addend), number, _text(symbol.name), symbol.value)
+
+
+def _once(relocations: Iterator[_Facts]) -> Iterator[_Facts]:
+    """Leave out what is the same as what came before, of which LIEF keeps one: linkers empty several for one place."""
+    before = None
+    for facts in relocations:
+        if facts != before:
+            yield facts
+        before = facts
 
 
 def _lief_relocations(binary: lief.ELF.Binary) -> Iterator[_Facts]:

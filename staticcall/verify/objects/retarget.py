@@ -10,7 +10,7 @@ from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
-from staticcall.errors import MalformedError, VerificationError
+from staticcall.errors import InputError, MalformedError, VerificationError
 from staticcall.model.change import Edit, Proof
 from staticcall.verify.objects import elf
 from staticcall.verify.objects.coherence import Call, Pair, check_call
@@ -46,7 +46,7 @@ def prove_retarget(
     try:
         after = elf.read(patched)
         return _prove(before, after, _joined(places, find_places(after)))
-    except MalformedError as error:
+    except InputError as error:
         raise VerificationError(error.what, offset=error.offset) from error
 
 
@@ -80,9 +80,8 @@ def _prove(before: Elf, after: Elf, places: Places) -> Proof:
         for offset in range(at, at + max(len(pair.before.code), len(pair.after.code)))
     }
     for changed in entries:
-        for offset in changed.places():
-            if (changed.section, offset) not in covered:
-                raise VerificationError("a relocation changed that belongs to no static call", offset=changed.offset)
+        if any((changed.section, offset) not in covered for offset in changed.places()) or changed.emptied_wrongly:
+            raise VerificationError("a relocation changed that belongs to no static call", offset=changed.offset)
     for section, offset in _differing_bytes(before, after):
         if (section, offset) not in covered:
             raise VerificationError(

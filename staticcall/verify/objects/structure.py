@@ -66,11 +66,14 @@ def _check_section_headers(before: Elf, after: Elf) -> None:
         "address": (before.addresses, after.addresses),
         "alignment": (before.alignments, after.alignments),
         "entry size": (before.entry_sizes, after.entry_sizes),
-        "link": (before.links, after.links),
     }
     for what, (old, new) in same.items():
-        if old[1:] != new[1:count]:
-            raise _changed(before, what, _differing(old, new)[0])
+        if old != new[:count]:
+            raise _changed(before, what, next(compress(range(count), map(ne, old, new))))
+    if before.links[1:] != after.links[1:count]:
+        raise _changed(before, "link", _differing(before.links, after.links)[0])
+    if (before.offsets[0], before.infos[0]) != (after.offsets[0], after.infos[0]):
+        raise _changed(before, "offset or info", 0)
     if before.infos != after.infos[:count]:
         for i in _differing(before.infos, after.infos):
             if before.types[i] not in (elf.SHT_SYMTAB, elf.SHT_GROUP):
@@ -146,11 +149,17 @@ def _check_sizes(before: Elf, after: Elf) -> None:
     own = before.symbols
     for i in _differing(before.sizes, after.sizes):
         kind = before.types[i]
-        grown = i == before.names_index or kind == elf.SHT_GROUP
+        grown = i == before.names_index or (kind == elf.SHT_GROUP and _only_new_members(before, after, i))
         by_symbols = own is not None and i in (own.section, own.extended_section)  # judged with the symbols
         if by_symbols or kind == elf.SHT_LLVM_ADDRSIG or (grown and after.sizes[i] > before.sizes[i]):
             continue
         raise _changed(before, "size", i)
+
+
+def _only_new_members(before: Elf, after: Elf, group: int) -> bool:
+    """Whether a group gained none of the old sections."""
+    gained = after.content(group)[before.sizes[group] :]
+    return len(gained) % elf.WORD.size == 0 and all(n >= before.section_count for n in elf.cells("I", gained))
 
 
 def _check_contents(before: Elf, after: Elf, renumbering: Renumbering) -> None:
@@ -159,6 +168,8 @@ def _check_contents(before: Elf, after: Elf, renumbering: Renumbering) -> None:
     own = before.symbols
     done = () if own is None else (own.section, own.extended_section)
     moved = renumbering.moved
+    if moved and own is not None:
+        _check_numbered(before, own)
     in_place = not moved and holds(view[elf.HEADER.size :], elf.HEADER.size)
     columns = zip(before.types, before.offsets, before.sizes, after.offsets, strict=False)
     for i, (kind, offset, size, home) in enumerate(columns):
@@ -169,6 +180,14 @@ def _check_contents(before: Elf, after: Elf, renumbering: Renumbering) -> None:
             continue
         if not check_numbers(before, after, i, renumbering):
             raise VerificationError(f"{shown(before, i)} has another content", offset=first_other(before, after, i))
+
+
+def _check_numbered(before: Elf, own: Symbols) -> None:
+    """Whatever says that it is about the symbols is known to hold their numbers, or not to."""
+    for section, link in enumerate(before.links):
+        if link == own.section and section and section != own.extended_section:
+            if before.types[section] not in elf.WITH_SYMBOL_NUMBERS:
+                raise VerificationError(f"{shown(before, section)} may hold symbol numbers, and symbols moved")
 
 
 def first_other(before: Elf, after: Elf, section: int) -> int:
@@ -184,7 +203,7 @@ def check_between(before: Elf, after: Elf) -> None:
     for start, end in after.spans:
         if reach < start:
             piece = after.data[reach:start]
-            if piece.strip(b"\0") and not before.data.startswith(piece, reach):
+            if piece.strip(b"\0") and piece != before.data[reach:start].ljust(start - reach, b"\0"):
                 raise VerificationError("bytes that belong to no section", offset=reach)
         reach = end
     if reach != len(after.data):
