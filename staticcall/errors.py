@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
-from pathlib import Path
+from os import PathLike
+
+StrPath = str | PathLike[str]
 
 
 class ExitCode(IntEnum):
@@ -32,7 +34,7 @@ class StaticcallError(Exception):
 
     exit_code = ExitCode.INPUT
 
-    def __init__(self, what: str, *, path: Path | None = None, offset: int | None = None, advice: str = "") -> None:
+    def __init__(self, what: str, *, path: StrPath | None = None, offset: int | None = None, advice: str = "") -> None:
         super().__init__(what)
         self.what = what
         self.path = path
@@ -78,7 +80,7 @@ class UnsafeError(StaticcallError):
 
     exit_code = ExitCode.UNSAFE
 
-    def __init__(self, what: str, *, code: str, advice: str = "", path: Path | None = None) -> None:
+    def __init__(self, what: str, *, code: str, advice: str = "", path: StrPath | None = None) -> None:
         super().__init__(f"{what} [{code}]", path=path, advice=advice)
         self.code = code
 
@@ -90,7 +92,7 @@ class VerificationError(StaticcallError):
 
 
 @contextmanager
-def about(path: Path) -> Iterator[None]:
+def about(path: StrPath) -> Iterator[None]:
     """Name the file in every error that passes through and does not name one yet."""
     try:
         yield

@@ -105,11 +105,9 @@ def _check(image: Path, program: Path, results: str, filler: bytes = b"") -> int
     Records lead to the `filler` that the linker put in front of every call and jump.
     """
     sites = _sites(image)
-    names = {address: name for name, address in toolchain.symbols(image).items()}
-    recorded = {
-        record.site + len(filler): (names[record.key].removeprefix("__SCK__"), record.flags)
-        for record in toolchain.records(image)
-    }
+    prefix = "__SCK__"
+    keys = {at: name.removeprefix(prefix) for name, at in toolchain.symbols(image).items() if name.startswith(prefix)}
+    recorded = {record.site + len(filler): (keys[record.key], record.flags) for record in toolchain.records(image)}
     assert recorded == sites
     assert {toolchain.bytes_at(image, site - len(filler), len(filler)) for site in sites} == {filler}
     assert len(toolchain.records(image)) == len(sites)

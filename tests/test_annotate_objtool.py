@@ -24,9 +24,9 @@ _NO_KEY = re.compile(r"can't find static_call_key symbol: (\w+)")
 # The kernel's own code is in these objects of the corpus; in what is linked of them every key is somewhere.
 _NOT_BUILT_IN = ("arch/x86/kvm", "arch/x86/crypto", "virt", "drivers/block", "net/bridge")
 
-# What objdump does not name: trampolines that are reached without a relocation against their name, and code that is
-# called an object.
-_UNNAMED = ("chain", "nearby", "outside", "section_relative")
+# What objdump does not show: trampolines that are reached without a relocation against their name, code that is called
+# an object, jumps that count though they are in no function.
+_UNNAMED = ("chain", "nearby", "outside", "section_relative", "untyped")
 _SHOWN = [case for case in SMALL_CASES if case[0] not in _UNNAMED]
 
 # The large ones once: --module makes no difference to them.

@@ -162,6 +162,12 @@ REFUSED: Final[Mapping[str, tuple[str, Damage, str]]] = {
     "sections counted in two places": ("calls", _counted_twice, "section 0"),
     "a section behind the end": ("calls", lambda c: edited(c, "code", offset=1 << 63), "beyond the end"),
     "a signature larger than the file": ("calls", lambda c: signed(c, said=1 << 31), "larger than the file"),
+    "a section inside of another": (
+        "calls",
+        lambda c: edited(c, "data", offset=field_of(c, "code", "offset") + 1),
+        "overlaps",
+    ),
+    "a section in the header": ("calls", lambda c: edited(c, "code", offset=40), "overlaps"),
     "more section numbers than symbols": ("wide", lambda c: _one_more(c, "section numbers", "size"), "does not fit"),
 }
 # The same for what only matters where something is written.
@@ -181,7 +187,6 @@ NOT_ANNOTATED: Final[Mapping[str, tuple[str, Damage, str]]] = {
     "a group of sections that do not exist": ("groups", lambda c: edited(c, "group", -1, word=999), "does not exist"),
     "a group of section 0": ("groups", lambda c: edited(c, "group", -1, word=0), "does not exist"),
     "half a member of a group": ("groups", lambda c: edited(c, "group", size=5), "does not exist"),
-    "a group named by no symbol": ("groups", lambda c: edited(c, "group", info=1 << 20), "does not exist"),
     "a list without an end": ("numbers", lambda c: overwritten(c, "addrsig", b"\x80", -1), "no list"),
     "a list of numbers without an end": ("numbers", lambda c: _all(c, "addrsig", b"\xff"), "no list"),
     "a list of symbols that do not exist": ("numbers", lambda c: overwritten(c, "addrsig", b"\x7f"), "does not exist"),
@@ -208,8 +213,9 @@ def test_a_broken_object_is_refused_by_every_command(
         line = bench.run(*arguments, codes={INPUT}).err
         assert words in line
         assert f"{bench.bad}(bad.o): " in line if archived else f"{bench.bad}: " in line
-    for pair in ((bench.bad, bench.good), (bench.good, bench.bad)):
-        bench.run("verify", *pair, codes={INPUT, UNVERIFIED})
+    bench.run("verify", bench.good, bench.bad, codes={INPUT, UNVERIFIED})
+    # Some of it is nothing to a proof, as long as it is gone.
+    bench.run("verify", bench.bad, bench.good, codes={0, INPUT, UNVERIFIED})
 
 
 @pytest.mark.parametrize("archived", [False, True], ids=["object", "archive"])
@@ -342,7 +348,7 @@ def _try(bench: Bench, command: str, number: int) -> None:
     # What a patch leads where is the planner's to see; where that was damaged too well, the proof sees it.
     codes = {"annotate": {0, INPUT}, "report": {0, 1, INPUT}, "patch": {0, INPUT, UNSAFE, UNVERIFIED}}
     written = bench.run(*arguments, codes=codes.get(command, {0, INPUT, UNVERIFIED}))
-    if written.code == 0 and bench.out.exists():
+    if written.code == 0 and bench.out.exists() and bench.out.read_bytes() != bench.bad.read_bytes():
         bench.run("verify", bench.bad, bench.out, codes={0})
         keeps_what_there_was(bench.bad, bench.out, annotated=command == "annotate")
         if number % 40 == 0:

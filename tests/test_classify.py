@@ -8,19 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from staticcall.classify.ladders import classify
+from staticcall.model.form import Form, Instruction
 from staticcall.model.reasons import REASONS
-from staticcall.model.sites import (
-    Answer,
-    Dialect,
-    Form,
-    Instruction,
-    Policy,
-    PolicyName,
-    Site,
-    Source,
-    TargetKind,
-    Verdict,
-)
+from staticcall.model.sites import Answer, Dialect, Policy, PolicyName, Site, Source, TargetKind, Verdict
 
 TRAMPOLINE = 0x1000
 FUNCTION = 0x2000

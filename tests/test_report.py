@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from staticcall.model.sites import Form
+from staticcall.model.form import Form
 from tests.support import toolchain
 from tests.support.programs import TOOLCHAINS, Builder, Toolchain
 from tests.support.sites import COMPILED_SITES, SITES, Placed, matches, size_of

@@ -17,8 +17,9 @@ import pytest
 
 from staticcall import __version__
 from staticcall.model.change import EditKind
+from staticcall.model.form import Form
 from staticcall.model.reasons import REASONS
-from staticcall.model.sites import Answer, Form, PolicyName, Severity, Source
+from staticcall.model.sites import Answer, PolicyName, Severity, Source
 from tests.support import toolchain
 from tests.support.programs import Builder
 from tests.support.tool import (

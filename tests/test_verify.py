@@ -18,10 +18,10 @@ from elftools.elf.sections import SymbolTableSection
 from staticcall.abi.static_call import NOP5, RET0_CS, RET0_DATA16, RET_SITE, RET_TRAMPOLINE
 from staticcall.errors import InputError, MalformedError, StaticcallError, UnsupportedError, VerificationError
 from staticcall.model.change import Edit, EditKind, Proof
-from staticcall.model.sites import Form
-from staticcall.verify.proof import prove
+from staticcall.model.form import Form
 from staticcall.verify.compare import CHUNK
 from staticcall.verify.decode import Code, make_decoder
+from staticcall.verify.proof import prove
 from staticcall.verify.second_reader import same_layout
 
 SOURCES = Path(__file__).parent.parent / "fixtures" / "verify"

@@ -8,30 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from staticcall.abi import static_call as abi
 from staticcall.errors import MalformedError, StaticcallError, VerificationError
-from staticcall.model.change import Edit, EditKind
 from staticcall.verify.objects.annotation import prove_annotation
 from staticcall.verify.objects.proof import prove_object
 from staticcall.verify.objects.read_back import reads_back
 from staticcall.verify.objects.retarget import prove_retarget
 from tests.support import objtool
 from tests.support.modules import Development
-from tests.support.object_model import R_X86_64_64, R_X86_64_NONE, R_X86_64_PLT32, Entry, Model, Site, annotate
+from tests.support.object_model import Model, annotate
 from tests.support.objects import CASES, Objects
 from tests.support.programs import COMPILERS
-from tests.support.tool import staticcall, succeed
+from tests.support.tool import succeed
 from tests.support.toolchain import Compiler
-
-# Of the fixture two_keys, in the order that a table has.
-SITES = (
-    Site(".text", 0x33, "__SCK__one", tail=True),
-    Site(".text", 0x38, "__SCK__two", tail=True),
-    Site(".text", 0x20, "__SCK__two", tail=False),
-    Site(".text", 0x25, "__SCK__one", tail=False),
-    Site(".text", 0x2A, "__SCK__two", tail=False),
-)
-SIGNATURE = b"signed" + bytes(8) + (6).to_bytes(4, "big") + b"~Module signature appended~\n"
+from tests.support.two_keys import SITES
 
 # Where objtool's own output is not what the rules of the format, or its own, say: it leaves the numbers of displaced
 # symbols in LLVM's table and those of sections beyond 16 bits, records sites of groups outside of them, and gives up.
@@ -58,9 +47,6 @@ def recorded(plain: bytes) -> bytes:
     model = Model(plain)
     annotate(model, SITES)
     return model.dump()
-
-
-# ---- annotated objects ----
 
 
 @each_compiler
@@ -157,238 +143,6 @@ def test_a_module_records_the_trampoline_where_the_key_is_missing(made: Objects,
     assert prove_annotation(before, after, module=True) > 0
     with pytest.raises(VerificationError, match="is no key"):
         prove_annotation(before, after)
-
-
-# ---- retargeted objects ----
-
-CALL, JMP = b"\xe8" + bytes(4), b"\xe9" + bytes(4)
-
-
-class Retarget:
-    """Leads the key `two` of the fixture elsewhere, by hand: slot, trampoline and, if told so, all sites."""
-
-    def __init__(self, data: bytes) -> None:
-        self.model = Model(data)
-
-    def to_symbol(self, number: int, *, sites: bool = True) -> "Retarget":
-        model = self.model
-        self._set(model.tables[model.number(".rela.data")], 8, R_X86_64_64, number, 0)
-        self._set(model.tables[model.number(".rela.static_call.text")], 9, R_X86_64_PLT32, number, -4)
-        self._code(".static_call.text", 8, JMP)
-        if sites:
-            self.sites_to(number)
-        return self
-
-    def sites_to(self, number: int) -> None:
-        for offset, code in ((0x20, CALL), (0x2A, CALL), (0x38, JMP)):
-            self._set(self.model.tables[self.model.number(".rela.text")], offset + 1, R_X86_64_PLT32, number, -4)
-            self._code(".text", offset, code)
-
-    def to_null(self) -> "Retarget":
-        for table, offset in (
-            (".rela.data", 8),
-            (".rela.static_call.text", 9),
-            (".rela.text", 0x21),
-            (".rela.text", 0x2B),
-            (".rela.text", 0x39),
-        ):
-            self._clear(table, offset)
-        self._code(".static_call.text", 8, abi.RET_TRAMPOLINE)
-        self._code(".text", 0x20, abi.NOP5)
-        self._code(".text", 0x2A, abi.NOP5)
-        self._code(".text", 0x38, abi.RET_SITE)
-        return self
-
-    def to_return0(self) -> "Retarget":
-        self.to_symbol(self.model.add_undefined(abi.RETURN0))
-        for offset in (0x20, 0x2A):
-            self._clear(".rela.text", offset + 1)
-            self._code(".text", offset, abi.RET0_CS)
-        return self
-
-    def _clear(self, table: str, offset: int) -> None:
-        entry = self.model.entry(table, offset)
-        entry.type, entry.symbol, entry.addend = R_X86_64_NONE, 0, 0
-
-    def _set(self, entries: list[Entry], offset: int, kind: int, symbol: int, addend: int) -> None:
-        """Change the entry for a place, or add one."""
-        found = [entry for entry in entries if entry.offset == offset]
-        entry = found[0] if found else Entry(offset, 0, 0, 0)
-        entry.type, entry.symbol, entry.addend = kind, symbol, addend
-        if not found:
-            entries.append(entry)
-
-    def _code(self, section: str, offset: int, code: bytes) -> None:
-        self.model.section(section).content[offset : offset + len(code)] = code
-
-    def dump(self) -> bytes:
-        return self.model.dump()
-
-
-each_input = pytest.mark.parametrize("table", [False, True], ids=["plain", "recorded"])
-
-
-@pytest.fixture
-def data(table: bool, plain: bytes, recorded: bytes) -> bytes:
-    """The fixture as it is, or with its table."""
-    return recorded if table else plain
-
-
-def _back(data: bytes, patched: bytes) -> None:
-    """The other direction is a retargeting like any other, but that nothing takes symbols away."""
-    again = Retarget(patched)
-    again.to_symbol(again.model.symbol("second_target"), sites=False)
-    again.sites_to(again.model.symbol("__SCT__two"))
-    proof = prove_retarget(patched, again.dump())
-    assert proof.changed_keys == ("two",)
-    assert prove_object(patched, again.dump()) == proof
-    assert again.model.dump().count(b"second_target") == data.count(b"second_target")
-
-
-@each_input
-def test_a_key_led_to_another_function_of_the_object(data: bytes) -> None:
-    change = Retarget(data)
-    patched = change.to_symbol(change.model.symbol("first_target")).dump()
-    proof = prove_retarget(data, patched)
-    assert proof == (len(patched), {"call": 2, "tail_jmp": 1}, 1, 1, ("two",))
-    assert prove_object(data, patched) == proof
-    _back(data, patched)
-
-
-@each_input
-def test_a_key_led_to_a_function_that_is_elsewhere(data: bytes) -> None:
-    change = Retarget(data)
-    patched = change.to_symbol(change.model.add_undefined("elsewhere")).dump()
-    assert prove_retarget(data, patched).sites == {"call": 2, "tail_jmp": 1}
-    _back(data, patched)
-
-
-@each_input
-def test_sites_may_stay_with_their_trampoline(data: bytes) -> None:
-    change = Retarget(data)
-    patched = change.to_symbol(change.model.symbol("first_target"), sites=False).dump()
-    assert prove_retarget(data, patched)[1:] == ({}, 1, 1, ("two",))
-
-
-@each_input
-def test_a_key_led_nowhere_and_back(data: bytes) -> None:
-    patched = Retarget(data).to_null().dump()
-    proof = prove_retarget(data, patched)
-    assert proof[1:] == ({"nop": 2, "ret": 1}, 1, 1, ("two",))
-    _back(data, patched)
-
-
-@each_input
-def test_a_key_that_returns_0_and_back(data: bytes) -> None:
-    patched = Retarget(data).to_return0().dump()
-    assert prove_retarget(data, patched).sites == {"ret0": 2, "tail_jmp": 1}
-    _back(data, patched)
-
-
-@each_input
-def test_relocations_may_be_added_where_none_were(data: bytes) -> None:
-    nowhere = Retarget(data).to_null()
-    for entries in nowhere.model.tables.values():
-        entries[:] = [entry for entry in entries if entry.type != R_X86_64_NONE]
-    _back(data, nowhere.dump())
-
-
-def test_a_section_without_relocations_may_get_some(plain: bytes) -> None:
-    nowhere = Retarget(plain).to_null().model
-    # What was the table of .data becomes bytes that nobody reads, so both keys are without a target.
-    table = nowhere.section(".rela.data")
-    del nowhere.tables[nowhere.number(".rela.data")]
-    table.type, table.flags, table.link, table.info, table.name = 1, 0, 0, 0, nowhere.section(".data").name
-    original = nowhere.dump()
-    again = Retarget(original)
-    symtab, section = again.model.sections.index(again.model.symtab), nowhere.sections.index(table) - 1
-    own = again.model.add_section(
-        ".rela.data", type=4, flags=0x40, link=symtab, info=section, alignment=8, entry_size=24
-    )
-    again.model.tables[own] = []
-    again.to_symbol(again.model.symbol("second_target"), sites=False)
-    again.sites_to(again.model.symbol("__SCT__two"))
-    assert prove_retarget(original, again.dump()).changed_keys == ("two",)
-    for what, value in (("info", 1), ("flags", 0), ("link", 0), ("entry_size", 8), ("name", 1)):
-        wrong = Model(again.dump())
-        setattr(wrong.sections[own], what, value)
-        with pytest.raises(VerificationError, match="section 12"):
-            prove_retarget(original, wrong.dump())
-    wrong = Model(again.dump())
-    wrong.tables[own].append(Entry(0, R_X86_64_64, wrong.symbol("both"), 0))
-    with pytest.raises(VerificationError, match="one: "):
-        prove_retarget(original, wrong.dump())
-
-
-def test_a_bound_site_goes_straight_to_where_its_key_leads(recorded: bytes) -> None:
-    model = Model(recorded)
-    entry = model.entry(".rela.text", 0x21)
-    entry.symbol = model.symbol("second_target")
-    assert prove_retarget(recorded, model.dump())[1:] == ({"call": 1}, 0, 0, ("two",))
-    assert prove_retarget(model.dump(), recorded)[1:] == ({"call": 1}, 0, 0, ("two",))
-
-
-def test_a_signature_may_go_when_that_was_meant(recorded: bytes) -> None:
-    change = Retarget(recorded)
-    signed, patched = recorded + SIGNATURE, change.to_symbol(change.model.symbol("first_target")).dump()
-    assert prove_retarget(signed, patched, stripped_signature=True).changed_keys == ("two",)
-    assert prove_object(signed, patched).changed_keys == ("two",)
-    assert prove_object(signed, signed).changed_keys == ()
-    for original, result, stripped in (
-        (signed, patched, False),
-        (signed, patched + SIGNATURE, False),
-        (signed, patched + SIGNATURE, True),
-        (recorded, patched, True),
-        (recorded, patched + SIGNATURE, False),
-    ):
-        with pytest.raises(VerificationError, match="signature"):
-            prove_retarget(original, result, stripped_signature=stripped)
-    with pytest.raises(MalformedError, match="signature"):
-        prove_retarget(
-            recorded + SIGNATURE.replace((6).to_bytes(4, "big"), b"\xff" * 4), patched, stripped_signature=True
-        )
-
-
-def _splices(before: bytes, after: bytes) -> list[Edit]:
-    """Every byte that differs as an edit of its own, and the end as one."""
-    edits = [
-        Edit(i, before[i : i + 1], after[i : i + 1], EditKind.LAYOUT, "", None)
-        for i in range(min(len(before), len(after)))
-        if before[i] != after[i]
-    ]
-    if len(before) < len(after):
-        edits.append(Edit(len(before), b"", after[len(before) :], EditKind.LAYOUT, "", None))
-    return edits
-
-
-def test_edits_must_lead_to_exactly_the_patched_file(recorded: bytes) -> None:
-    change = Retarget(recorded)
-    patched = change.to_symbol(change.model.add_undefined("elsewhere")).dump()
-    edits = _splices(recorded, patched)
-    assert prove_retarget(recorded, patched, edits).changed_keys == ("two",)
-    wrong = edits[0]._replace(old=bytes([edits[0].old[0] ^ 1]))
-    nothing = Edit(1, b"E", b"E", EditKind.LAYOUT, "", None)
-    for others in (edits[1:], [wrong, *edits[1:]], edits[::-1], [nothing, *edits], [*edits, edits[-1]]):
-        with pytest.raises(VerificationError, match="edit"):
-            prove_retarget(recorded, patched, others)
-
-
-def test_the_same_file_twice_is_a_proof_of_no_change(plain: bytes, recorded: bytes) -> None:
-    for data in (plain, recorded):
-        assert prove_object(data, data) == (len(data), {}, 0, 0, ())
-
-
-@pytest.mark.parametrize("options", [["one=elsewhere"], ["one=second_target"], ["one=RET0"], ["one=NULL"]], ids=str)
-@each_input
-def test_what_the_tool_retargets_is_right(options: list[str], data: bytes, tmp_path: Path) -> None:
-    original, output = tmp_path / "original.o", tmp_path / "out.o"
-    original.write_bytes(data)
-    done = staticcall(
-        "patch", original, "-o", output, "--policy", "kernel", "--set", *options, "--force", "null-returns-value"
-    )
-    assert (done.code, done.err) == (0, "")
-    assert prove_object(data, output.read_bytes()).changed_keys == ("one",)
-    reads_back(output)
 
 
 # ---- LIEF ----

@@ -20,7 +20,7 @@ from struct import Struct
 from typing import Final
 
 from staticcall.abi.static_call import NOP5, RET0_FORMS, WARN_TRAP
-from staticcall.model.sites import Form, Instruction
+from staticcall.model.form import Form, Instruction
 
 CALL_REL32: Final = 0xE8
 JMP_REL32: Final = 0xE9

@@ -12,17 +12,8 @@ from typing import Final, NamedTuple
 
 from staticcall.abi import x86
 from staticcall.abi.static_call import NOP5_ONLY_SINCE, TAIL_FLAG
-from staticcall.model.sites import (
-    Answer,
-    Dialect,
-    Form,
-    Policy,
-    PolicyName,
-    Site,
-    Source,
-    TargetKind,
-    Verdict,
-)
+from staticcall.model.form import Form
+from staticcall.model.sites import Answer, Dialect, Policy, PolicyName, Site, Source, TargetKind, Verdict
 
 BLOCK = 8
 

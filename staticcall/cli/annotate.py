@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Any
 
 from staticcall.cli.outcome import complain
@@ -45,8 +44,7 @@ Examples:
 
 def run(files: tuple[str, ...], values: dict[str, Any]) -> int:
     """Annotate; returns the worst exit code of all files."""
-    output, folder = (None if values[name] is None else Path(values[name]) for name in ("output", "folder"))
-    pairs = outputs_of([Path(file) for file in files], output, folder, in_place=values["in_place"])
+    pairs = outputs_of(files, values["output"], values["folder"], in_place=values["in_place"])
     order = Order(values["section"], values["module"])
     code = 0
     for done in annotate_files(pairs, order, jobs=values["jobs"]):

@@ -6,19 +6,9 @@ from collections.abc import Iterator, Mapping
 from itertools import pairwise
 
 from staticcall.abi import static_call
+from staticcall.model.form import Form
 from staticcall.model.image import Image
-from staticcall.model.sites import (
-    Finding,
-    Form,
-    Key,
-    Located,
-    Severity,
-    Site,
-    Source,
-    TargetKind,
-    Trampoline,
-    TrampolineForm,
-)
+from staticcall.model.sites import Finding, Key, Located, Severity, Site, Source, TargetKind, Trampoline, TrampolineForm
 
 # What a kernel accepts at a site before it patches it, by the record's TAIL flag; anything else is BUG().
 # Source: __static_call_validate(). A jcc was added in 6.2, and in stable kernels before: those that know it

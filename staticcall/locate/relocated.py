@@ -5,7 +5,7 @@ sites follows the kernel's own build tool (tools/objtool/check.c, Linux 6.12), m
 
 - the section is executable, and none of `.altinstr_replacement`;
 - the instruction is a call, jmp or jcc with a displacement, whatever its prefixes; a jmp or jcc only inside of a
-  function with a size;
+  function with a size, or of a symbol with a size and no type if the trampoline is a function of the same object;
 - the trampoline is a global symbol `__SCT__...`, defined or not. A relocation against its section, or an
   instruction of the same section that needs no relocation, counts if it leads exactly to its start.
 
@@ -23,9 +23,9 @@ from operator import attrgetter
 from staticcall.abi import elf64, static_call, x86
 from staticcall.abi.lengths import instruction_length
 from staticcall.errors import MalformedError
+from staticcall.model.form import Form
 from staticcall.model.image import Section
 from staticcall.model.object import Extents, ObjectFile, RelocatedSite, Relocations
-from staticcall.model.sites import Form
 
 # Code that the kernel copies elsewhere before it runs.
 _NOT_RUN_IN_PLACE = ".altinstr_replacement"
@@ -92,6 +92,7 @@ class _Search:
             self._section_symbols = {numbers[home]: home for home in self._homes if home in numbers}
         self._wanted = trampolines | self._section_symbols.keys()
         self._functions: Mapping[int, Extents] | None = None
+        self._untyped: Mapping[int, Extents] | None = None
 
     def sites_in(self, section: Section, tables: list[Relocations]) -> list[RelocatedSite]:
         """The sites of one section, in order of their offsets."""
@@ -105,7 +106,7 @@ class _Search:
                     found.append(site)
         if section.number in self._homes:
             found += self._by_displacement(section, code, tables, starts)
-        found = [site for site in found if not site.tail or self._in_function(section, site.offset)]
+        found = [site for site in found if not site.tail or self._leaves_function(section, site)]
         found.sort(key=_OFFSET)
         if len(set(map(_OFFSET, found))) < len(found):
             raise MalformedError(
@@ -190,8 +191,16 @@ class _Search:
             self._functions = self._file.symbols.functions()
         return self._functions.get(section, _NO_FUNCTIONS)
 
-    def _in_function(self, section: Section, offset: int) -> bool:
-        return self._starts_of(section).contains(offset)
+    def _leaves_function(self, section: Section, site: RelocatedSite) -> bool:
+        """Whether a jump is in a function, or in assembly that is none but has a size, and leads to a function here."""
+        if self._starts_of(section).contains(site.offset):
+            return True
+        trampoline = self._file.symbols.symbol(site.trampoline)
+        if not trampoline.section or trampoline.type != elf64.STT_FUNC or not trampoline.size:
+            return False
+        if self._untyped is None:
+            self._untyped = self._file.symbols.untyped()
+        return _within(self._untyped.get(section.number, _NO_FUNCTIONS), site.offset)
 
 
 class _Functions:
@@ -203,9 +212,7 @@ class _Functions:
 
     def contains(self, offset: int) -> bool:
         """Whether an offset lies in any of them; they may overlap."""
-        starts, ends = self._search.functions_in(self._section)
-        position = bisect_right(starts, offset) - 1
-        return position >= 0 and offset < ends[position]
+        return _within(self._search.functions_in(self._section), offset)
 
     def start_before(self, offset: int) -> int:
         """The last start of a function at or before an offset, 0 where there is none."""
@@ -256,6 +263,13 @@ class _Starts:
         position = bisect_right(self._ends, offset) - 1
         end = self._ends[position] if position >= 0 else -_NEAR
         return end if offset - end < _NEAR else max(end, self._functions.start_before(offset))
+
+
+def _within(extents: Extents, offset: int) -> bool:
+    """Whether an offset lies in any of some extents."""
+    starts, ends = extents
+    position = bisect_right(starts, offset) - 1
+    return position >= 0 and offset < ends[position]
 
 
 def _opcode_before(code: bytes, place: int, kind: int) -> Opcode | None:

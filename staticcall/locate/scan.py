@@ -15,8 +15,9 @@ import numpy as np
 
 from staticcall.abi import elf64, x86
 from staticcall.errors import MalformedError
+from staticcall.model.form import Form, Instruction
 from staticcall.model.image import Image
-from staticcall.model.sites import Form, Instruction, Site, Source, Trampoline
+from staticcall.model.sites import Site, Source, Trampoline
 
 # Alternatives are linked where they never run; their displacements are fixed up when they are copied.
 _NOT_RUN_IN_PLACE = (".altinstr_replacement",)

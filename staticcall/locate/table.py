@@ -32,8 +32,8 @@ def find_table(image: Image, symbols: Mapping[str, Symbol], wanted: str | None =
     if section is not None and section.flags & elf64.SHF_ALLOC and section.type != elf64.SHT_NOBITS:
         whole = Table(section.address, section.address + section.size, f"section {section.name}")
         pieces = _pieces(image, whole) or [(whole.start, 0)]
-        (start, _), (last, size) = pieces[0], pieces[-1]
-        return _checked(image, whole._replace(start=start, stop=last + size))
+        (start, _), (end, size) = pieces[0], pieces[-1]
+        return _checked(image, whole._replace(start=start, stop=end + size))
     first, last = symbols.get(static_call.TABLE_START), symbols.get(static_call.TABLE_STOP)
     if first and last:
         return _checked(image, Table(first.address, last.address, "start and stop symbols"))

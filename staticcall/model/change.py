@@ -2,7 +2,8 @@
 
 from typing import NamedTuple, Self
 
-from staticcall.model.sites import Form, Key, Target, Word
+from staticcall.model.form import Form, Word
+from staticcall.model.sites import Key, Target
 
 
 class EditKind(Word):

@@ -4,13 +4,14 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import compress
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from staticcall.abi import elf64
 from staticcall.errors import MalformedError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from staticcall.model.object import ObjectFile
 
 # Small neighbouring reads in address order are served from one large one.
@@ -268,7 +269,7 @@ class Image:
     def __init__(  # noqa: PLR0913 - the fields of one value, all by keyword
         self,
         *,
-        path: Path,
+        path: "Path",
         source: ByteSource,
         elf_type: int,
         sections: tuple[Section, ...],

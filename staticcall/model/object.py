@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 from staticcall.abi import elf64
 from staticcall.errors import MalformedError
+from staticcall.model.form import Form
 from staticcall.model.image import MOST_NAMES, Section
-from staticcall.model.sites import Form
 
 # Starts in ascending order, and for each the farthest end of all extents so far: they may overlap.
 Extents = tuple[list[int], list[int]]
@@ -22,6 +22,7 @@ _IS_SECTION = bytes(info & 0xF == elf64.STT_SECTION for info in range(256))
 _IS_PLT32 = bytes(byte == elf64.R_X86_64_PLT32 for byte in range(256))
 _IS_MINUS_4 = bytes(byte == 256 - 4 for byte in range(256))
 _IS_FUNCTION = bytes(info & 0xF == elf64.STT_FUNC for info in range(256))
+_IS_UNTYPED = bytes(info & 0xF == elf64.STT_NOTYPE for info in range(256))
 # In a file with many sections, what is none of them must not look like one.
 _NO_SECTION = 0xFFFF0000
 _DAMAGED = "the symbol table is damaged"
@@ -156,7 +157,14 @@ class ObjectSymbols:
 
     def functions(self) -> Mapping[int, Extents]:
         """The extents of all functions with a size, by section."""
-        marks = self._infos.translate(_IS_FUNCTION)
+        return self._extents(_IS_FUNCTION)
+
+    def untyped(self) -> Mapping[int, Extents]:
+        """The extents of all symbols with a size and without a type, by section."""
+        return self._extents(_IS_UNTYPED)
+
+    def _extents(self, marked: bytes) -> Mapping[int, Extents]:
+        marks = self._infos.translate(marked)
         values, sizes = elf64.column(self._table, "Q", 1, 3), elf64.column(self._table, "Q", 2, 3)
         found: dict[int, list[tuple[int, int]]] = {}
         for section, value, size in compress(zip(self.sections(), values, sizes, strict=True), marks):

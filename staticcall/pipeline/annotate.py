@@ -1,8 +1,8 @@
 """read -> locate -> plan -> write -> verify for objects that get their table, one after the other or many at a time."""
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 from staticcall.errors import InputError, StaticcallError, UsageError, VerificationError, about, printable
@@ -34,10 +34,11 @@ class Done(NamedTuple):
     exit_code: int
 
 
-Pair = tuple[Path, Path]
+# An input and its output.
+Pair = tuple[str, str]
 
 
-def outputs_of(files: Sequence[Path], output: Path | None, folder: Path | None, *, in_place: bool) -> list[Pair]:
+def outputs_of(files: Sequence[str], output: str | None, folder: str | None, *, in_place: bool) -> list[Pair]:
     """Pair every input with its output; raises `UsageError` where that is not said, or said twice."""
     if (output is not None) + (folder is not None) + in_place != 1:
         raise UsageError("give one of -o, --output-dir and --in-place")
@@ -46,7 +47,7 @@ def outputs_of(files: Sequence[Path], output: Path | None, folder: Path | None, 
             raise UsageError(f"-o {output} is one file for {len(files)} inputs", advice="use --output-dir")
         pairs = [(files[0], output)]
     else:
-        pairs = [(path, followed(path) if folder is None else folder / path.name) for path in files]
+        pairs = [(path, followed(path) if folder is None else _in_folder(folder, path)) for path in files]
     if not in_place:
         for path, target in pairs:
             if same(path, target):
@@ -58,6 +59,10 @@ def outputs_of(files: Sequence[Path], output: Path | None, folder: Path | None, 
         if not in_place and followed(path) in targets:
             raise UsageError("is an input as well as the output of another", path=path)
     return pairs
+
+
+def _in_folder(folder: str, path: str) -> str:
+    return os.path.join(folder, os.path.basename(path))
 
 
 def annotate_files(pairs: Sequence[Pair], order: Order, *, jobs: int = 1) -> Iterator[Done]:
@@ -87,7 +92,7 @@ def _annotate_file(pair: Pair, *, order: Order) -> Done:
                     publish()
     except StaticcallError as error:
         return Done("", str(error), error.exit_code)
-    return Done(f"{printable(str(path))}: {line}", "", 0)
+    return Done(f"{printable(path)}: {line}", "", 0)
 
 
 def _annotate_object(data: bytes, order: Order) -> tuple[Data | None, str]:
@@ -104,7 +109,7 @@ def _annotate_object(data: bytes, order: Order) -> tuple[Data | None, str]:
     return result, _said(annotation)
 
 
-def _annotate_archive(path: Path, data: bytes, order: Order) -> tuple[Data | None, str]:
+def _annotate_archive(path: str, data: bytes, order: Order) -> tuple[Data | None, str]:
     from staticcall.read.archive import read_members  # noqa: PLC0415 - only for archives
     from staticcall.verify.archive import same_archive  # noqa: PLC0415 - only for archives
     from staticcall.write.archive import rebuild  # noqa: PLC0415 - only for archives
@@ -116,7 +121,7 @@ def _annotate_archive(path: Path, data: bytes, order: Order) -> tuple[Data | Non
         content = data[member.offset : member.offset + member.size]
         if not is_object(content):
             continue  # the index, the names, and what belongs to somebody else
-        with about(Path(f"{path}({member.name})")):
+        with about(f"{path}({member.name})"):
             result, line = _annotate_object(content, order)
         lines.append(f"\n  {printable(member.name)}: {line}")
         if result is not None:

@@ -127,7 +127,7 @@ def _named_instead_of(temporary: Path, path: Path) -> Iterator[None]:
 
 def output_of(path: Path, output: Path | None, *, in_place: bool, others: tuple[Path | None, ...] = ()) -> Path:
     """Where the result goes; raises `UsageError` where it would replace the input, or one of `others`, unasked."""
-    target = followed(path) if in_place or output is None else output
+    target = Path(followed(path)) if in_place or output is None else output
     if not in_place:
         refuse_input_as_output(path, target)
         refuse_collisions((path, *others))

@@ -57,7 +57,8 @@ def retarget_object(
         proof = prove_retarget(file.data, result, everything, stripped_signature=stripped)
     # Another reader found the plan, the whole plan and nothing but the plan.
     plan = plan._replace(edits=tuple(everything))
-    with stage_whole(path, output, result) as (staged, publish), ExitStack() as texts:
+    with stage_whole(path, output, result) as (temporary, publish), ExitStack() as texts:
+        staged = Path(temporary)
         try:
             reads_back(staged)
         except StaticcallError as error:

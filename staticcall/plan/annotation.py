@@ -19,9 +19,9 @@ from collections.abc import Iterable, Mapping
 
 from staticcall.abi import elf64, static_call
 from staticcall.errors import MalformedError, UnsupportedError
+from staticcall.model.form import Form
 from staticcall.model.object import ObjectFile, RelocatedSite
 from staticcall.model.rewrite import Annotation, NewSection, Numbering, Rewrite, number_symbols
-from staticcall.model.sites import Form
 
 KERNEL_TABLE = static_call.TABLE_SECTIONS[0]
 _INDIRECT = frozenset({Form.INDIRECT_CALL, Form.INDIRECT_JMP})

@@ -15,17 +15,8 @@ from typing import NamedTuple
 
 from staticcall.abi import static_call, x86
 from staticcall.errors import UnsafeError
-from staticcall.model.sites import (
-    Dialect,
-    Form,
-    Key,
-    Located,
-    Site,
-    Target,
-    TargetKind,
-    Trampoline,
-    TrampolineForm,
-)
+from staticcall.model.form import Form
+from staticcall.model.sites import Dialect, Key, Located, Site, Target, TargetKind, Trampoline, TrampolineForm
 
 
 class Code(NamedTuple):

@@ -11,8 +11,9 @@ from typing import Final
 
 from staticcall.errors import UnsafeError
 from staticcall.model.change import Edit, EditKind
+from staticcall.model.form import Form
 from staticcall.model.image import Image
-from staticcall.model.sites import Form, Key, Located, Site, Target, TargetKind, TrampolineForm
+from staticcall.model.sites import Key, Located, Site, Target, TargetKind, TrampolineForm
 
 FORCEABLE: Final[dict[str, str]] = {
     "kaslr-slot": "the kernel is always loaded where it is linked (nokaslr), so a pointer needs no relocation",

@@ -41,15 +41,17 @@ def resolve_sets(image: Image, located: Located, wishes: Wishes) -> tuple[dict[i
             raise UsageError(f"key {key.name} is set twice")
         target = _resolve_target(image, located, wanted)
         if target is None:
-            target = unknown.setdefault(wanted, _elsewhere(image, wanted, len(unknown)))
+            target = _elsewhere(image, wanted, len(unknown))
+            target = unknown.setdefault(target.name, target)
         found[key.address] = target
-    return found, tuple(target.name for target in unknown.values())
+    return found, tuple(unknown)
 
 
 def _elsewhere(image: Image, wanted: str, number: int) -> Target:
     """A function of another object, as the target number `number` of those that this one does not know."""
     assert image.placement is not None, "a linked image has all its functions"
-    kind, name = (TargetKind.RET0, static_call.RETURN0) if wanted == _RET0 else (TargetKind.FUNCTION, wanted)
+    returns0 = wanted in (_RET0, static_call.RETURN0)
+    kind, name = (TargetKind.RET0, static_call.RETURN0) if returns0 else (TargetKind.FUNCTION, wanted)
     if not _IDENTIFIER.fullmatch(name):
         raise UsageError(f"{wanted} is no name of a function")
     return Target(kind, name, image.placement.end + number * UNKNOWN_ROOM)

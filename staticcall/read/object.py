@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from staticcall.abi import archive, elf64
 from staticcall.errors import MalformedError, UnsupportedError
 from staticcall.model.image import ByteSource, Section
@@ -14,6 +16,7 @@ _SIGNATURE_MARK = b"~Module signature appended~\n"
 _SIGNATURE_INFO_SIZE = 12
 _DAMAGED = "the section headers are damaged"
 _RELOCATION_SIZES = {elf64.SHT_RELA: elf64.RELA.size, elf64.SHT_REL: elf64.REL_SIZE}
+_WITHOUT_BYTES = (elf64.SHT_NULL, elf64.SHT_NOBITS)
 _IS_LOCAL = bytes(info >> 4 == elf64.STB_LOCAL for info in range(256))
 
 
@@ -67,16 +70,10 @@ def parse_object(data: bytes) -> ObjectFile:
     symtab = symtabs[0] if symtabs else 0
     extended = _extended_of(sections, symtab)
     _check_tables(sections, symtab)
-    return ObjectFile(
-        data,
-        header.sections_at,
-        header.names_index,
-        sections,
-        symtab,
-        extended,
-        _symbols(source, sections, symtab, extended),
-        len(data) - _signature_size(data),
-    )
+    symbols = _symbols(source, sections, symtab, extended)
+    _check_overlaps(sections, header.sections_at)
+    end = len(data) - _signature_size(data)
+    return ObjectFile(data, header.sections_at, header.names_index, sections, symtab, extended, symbols, end)
 
 
 def _check_counts(sections: tuple[Section, ...], names: int) -> None:
@@ -87,6 +84,16 @@ def _check_counts(sections: tuple[Section, ...], names: int) -> None:
     wanted = (count if count >= elf64.SHN_LORESERVE else 0, names if names >= elf64.SHN_LORESERVE else 0)
     if (sections[0].size, sections[0].link) != wanted:
         raise MalformedError("section 0 does not say what the header does", offset=60, advice=_DAMAGED)
+
+
+def _check_overlaps(sections: tuple[Section, ...], headers: int) -> None:
+    """No byte of the file belongs to two sections, or to one and to a header."""
+    spans = [(s.offset, s.offset + s.size, s.number) for s in sections if s.size and s.type not in _WITHOUT_BYTES]
+    spans += (0, elf64.HEADER.size, 0), (headers, headers + len(sections) * elf64.SECTION.size, 0)
+    spans.sort()
+    for (_, end, one), (start, _, other) in pairwise(spans):
+        if start < end:
+            raise _damaged(sections[other or one], "overlaps with what else is in the file")
 
 
 def _extended_of(sections: tuple[Section, ...], symtab: int) -> int:

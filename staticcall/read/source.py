@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import os
 import stat
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from staticcall.errors import InputError, MalformedError, about
+from staticcall.errors import InputError, MalformedError, StrPath, about
 
 _CHUNK = 1 << 20
 # A file can have holes, and so be larger than any memory without taking room on the disk.
@@ -22,7 +21,7 @@ _MOST_AT_ONCE = 1 << 31
 class FileSource:
     """One open regular file; `read` gives exactly what was asked for or raises `MalformedError`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: StrPath) -> None:
         self.path = path
         try:
             # A FIFO would block in open() until somebody writes to it.
@@ -89,7 +88,7 @@ class FileSource:
         os.close(self._descriptor)
 
 
-def read_whole(path: Path) -> bytes:
+def read_whole(path: StrPath) -> bytes:
     """The content of a regular file that is no image, such as one with edits or options."""
     with about(path), FileSource(path) as source:
         return source.read(0, source.size)
@@ -102,7 +101,7 @@ def sha256_of_bytes(data: bytes | bytearray) -> str:
     return sha256(data).hexdigest()
 
 
-def sha256_of(path: Path) -> str:
+def sha256_of(path: StrPath) -> str:
     """The SHA-256 of a regular file's content, as 64 hex digits."""
     from hashlib import sha256  # noqa: PLC0415 - only asked for with --hash and --edits
 

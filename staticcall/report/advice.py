@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from staticcall.model.form import Form
 from staticcall.model.report import ImageReport
-from staticcall.model.sites import Answer, Form
+from staticcall.model.sites import Answer
 
 ALIGN_FLAGS = "-Wa,-malign-branch-boundary={line},-malign-branch=call+jmp,-malign-branch-prefix-size=5"
 PREFIX_FLAGS = "-fno-plt -Wl,-z,call-nop=prefix-0x2e"

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import capstone
 
 from staticcall.abi.static_call import NOP5, RET0_FORMS, RET_SITE
-from staticcall.model.sites import Form
+from staticcall.model.form import Form
 
 MOST_BYTES = 15
 # The size of most sites and of all trampolines' code.

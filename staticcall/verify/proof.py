@@ -11,7 +11,7 @@ from typing import NamedTuple
 from staticcall.abi.static_call import SIGNATURE_OFFSET
 from staticcall.errors import VerificationError, about
 from staticcall.model.change import Edit, EditKind, Proof
-from staticcall.model.sites import Form
+from staticcall.model.form import Form
 from staticcall.verify import rules
 from staticcall.verify.compare import Change, check_disjoint, compare
 from staticcall.verify.decode import Code, Decoded, Decoder, make_decoder

@@ -25,7 +25,7 @@ from typing import NamedTuple, NoReturn
 
 from staticcall.abi.static_call import RET_SITE, RET_TRAMPOLINE, RET_TRAMPOLINE_NOPS
 from staticcall.errors import VerificationError
-from staticcall.model.sites import Form
+from staticcall.model.form import Form
 from staticcall.verify.decode import Decoded
 from staticcall.verify.layout import Layout
 from staticcall.verify.names import Names

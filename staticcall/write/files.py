@@ -8,50 +8,49 @@ import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import combinations
-from pathlib import Path
 
-from staticcall.errors import OutputError, UsageError
+from staticcall.errors import OutputError, StrPath, UsageError
 
 _SET_ID = stat.S_ISUID | stat.S_ISGID
 
 
-def refuse_input_as_output(source: Path, target: Path) -> None:
+def refuse_input_as_output(source: StrPath, target: StrPath) -> None:
     """Raise `UsageError` where writing `target` would replace the input."""
     if same(source, target):
         raise UsageError(f"is the input as well as the output {target}", path=source, advice="use --in-place")
 
 
-def refuse_collisions(paths: Iterable[Path | None]) -> None:
+def refuse_collisions(paths: Iterable[StrPath | None]) -> None:
     """Raise `UsageError` where two of these names are of one file, so that one would overwrite the other."""
     for one, other in combinations((path for path in paths if path is not None), 2):
         if followed(one) == followed(other) or same(one, other):
             raise UsageError(f"is named twice, also as {other}", path=one, advice="give each file its own name")
 
 
-def followed(path: Path) -> Path:
+def followed(path: StrPath) -> str:
     """What a path leads to: a link stays a link, what it leads to is written."""
-    return Path(os.path.realpath(path))  # Path.resolve() raises for a link to itself
+    return os.path.realpath(path)  # Path.resolve() raises for a link to itself
 
 
-def special(path: Path) -> bool:
+def special(path: StrPath) -> bool:
     """Whether there is a pipe or a device of this name, which a rename would replace."""
     try:
-        mode = path.stat().st_mode
+        mode = os.stat(path).st_mode
     except FileNotFoundError:
         return False
     return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
 
 
-def same(one: Path, other: Path) -> bool:
+def same(one: StrPath, other: StrPath) -> bool:
     """Whether two names are of one file; not where either is missing."""
     try:
-        return one.samefile(other)
+        return os.path.samefile(one, other)
     except OSError:
         return False
 
 
 @contextmanager
-def failing_as_output(target: Path) -> Iterator[None]:
+def failing_as_output(target: StrPath) -> Iterator[None]:
     """Turn what the system says into an `OutputError` about this file."""
     try:
         yield
@@ -61,22 +60,23 @@ def failing_as_output(target: Path) -> Iterator[None]:
         ) from error
 
 
-def open_beside(target: Path) -> tuple[int, Path]:
+def open_beside(target: StrPath) -> tuple[int, str]:
     """Make a temporary file in the target's folder, for its owner alone; gives descriptor and path."""
-    if target.is_dir():
+    if os.path.isdir(target):
         raise OutputError("cannot be written: is a directory", path=target, advice="name a file")
+    folder, name = os.path.split(os.fspath(target))
     # The system counts the bytes of a name, not its letters.
-    name = os.fsdecode(os.fsencode(target.name)[:200])
-    path = target.with_name(f".{name}.{os.urandom(6).hex()}.staticcall")
+    name = os.fsdecode(os.fsencode(name)[:200])
+    path = os.path.join(folder, f".{name}.{os.urandom(6).hex()}.staticcall")
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), path
 
 
-def give_rights(source: Path, descriptor: int, *, replaced: bool) -> None:
+def give_rights(source: StrPath, descriptor: int, *, replaced: bool) -> None:
     """Give a copy its source's mode, and its owner if it takes the source's place.
 
     The set-id bits lend the rights of the owner, so they are left out where that is somebody else.
     """
-    wanted, own = source.stat(), os.fstat(descriptor)
+    wanted, own = os.stat(source), os.fstat(descriptor)
     if replaced:
         with contextlib.suppress(PermissionError):
             os.fchown(descriptor, wanted.st_uid, wanted.st_gid)
@@ -93,7 +93,7 @@ def write_all(descriptor: int, data: bytes | bytearray, offset: int) -> None:
         view, offset = view[written:], offset + written
 
 
-def flush_directory(path: Path) -> None:
+def flush_directory(path: StrPath) -> None:
     """Make a new name last. The file has it already, so a directory that cannot be read is no failure."""
     with contextlib.suppress(OSError):
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

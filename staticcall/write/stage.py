@@ -79,8 +79,9 @@ def stage(source: Path, target: Path) -> Iterator[Staging]:
     with failing_as_output(target):
         if special(target):
             raise OutputError("cannot be written: is no regular file", path=target, advice="name a file")
-        target = followed(target)
-        descriptor, path = open_beside(target)
+        target = Path(followed(target))
+        descriptor, name = open_beside(target)
+        path = Path(name)
     try:
         # Leaving the executor waits for the copy and the flush, so the descriptor outlives both.
         with ThreadPoolExecutor(1) as background:
@@ -129,8 +130,9 @@ def _text_in_memory(target: Path, text: Iterable[str]) -> Iterator[Callable[[], 
 @contextmanager
 def _text_beside(target: Path, text: Iterable[str]) -> Iterator[Callable[[], None]]:
     with failing_as_output(target):
-        target = followed(target)
-        descriptor, path = open_beside(target)
+        target = Path(followed(target))
+        descriptor, name = open_beside(target)
+        path = Path(name)
     try:
         with failing_as_output(target), os.fdopen(descriptor, "w", encoding="utf-8") as stream:
             os.fchmod(stream.fileno(), 0o666 & ~_umask())

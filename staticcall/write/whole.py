@@ -6,9 +6,8 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
-from staticcall.errors import OutputError
+from staticcall.errors import OutputError, StrPath
 from staticcall.write.files import (
     failing_as_output,
     flush_directory,
@@ -23,8 +22,8 @@ from staticcall.write.files import (
 
 @contextmanager
 def stage_whole(
-    source: Path, target: Path, data: bytes | bytearray, *, lasting: bool = True
-) -> Iterator[tuple[Path, Callable[[], None]]]:
+    source: StrPath, target: StrPath, data: bytes | bytearray, *, lasting: bool = True
+) -> Iterator[tuple[str, Callable[[], None]]]:
     """Write data to a temporary file beside `target`; gives its path and what gives it its name.
 
     Mode, and owner where the source itself is replaced, are those of `source`. A `lasting` file is on the disk
@@ -45,12 +44,12 @@ def stage_whole(
 
         def publish() -> None:
             with failing_as_output(target):
-                path.replace(target)
+                os.replace(path, target)
                 if lasting:
-                    flush_directory(target.parent)
+                    flush_directory(os.path.dirname(target))
 
         yield path, publish
     finally:
         os.close(descriptor)
         with contextlib.suppress(FileNotFoundError):
-            path.unlink()
+            os.unlink(path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from staticcall.model.sites import Form
+from staticcall.model.form import Form
 
 
 class Shape(NamedTuple):

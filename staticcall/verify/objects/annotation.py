@@ -98,8 +98,8 @@ def _check_added(before: Elf, after: Elf, renumbering: Renumbering, through: set
     had = _sections_with_symbols(before)
     for number in renumbering.added:
         symbol = after.symbol(number)
-        wanted = (b"", elf.STT_SECTION, 0, 0, 0)
-        found = (symbol.name, symbol.info, symbol.other, symbol.value, symbol.size)
+        wanted = (b"", elf.STT_SECTION, 0, 0, 0, symbol.section if symbol.section >= elf.SHN_LORESERVE else 0)
+        found = (symbol.name, symbol.info, symbol.other, symbol.value, symbol.size, after.extended(number))
         if found != wanted or symbol.section in had or number not in through:
             raise VerificationError(f"symbol {number} is new, and none that a record needs")
         had.add(symbol.section)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import NamedTuple, NoReturn
 
 from staticcall.errors import VerificationError
-from staticcall.model.sites import Form
+from staticcall.model.form import Form
 from staticcall.verify.objects import elf
 from staticcall.verify.objects.calls import KEY, TRAMPOLINE
 from staticcall.verify.objects.elf import Elf

@@ -159,6 +159,13 @@ class Elf(NamedTuple):
         text = self._string(name, table.strings, table.strings_end - table.strings)
         return Symbol(text, info, other, section, value, size)
 
+    def extended(self, number: int) -> int:
+        """What SHT_SYMTAB_SHNDX has for a symbol, 0 where there is no such table."""
+        table = self.symbols
+        if table is None or not table.extended:
+            return 0
+        return int(WORD.unpack_from(self.data, table.extended + number * WORD.size)[0])
+
     def symbol_name(self, number: int) -> bytes:
         """A symbol's name by the symbol's number; raises `MalformedError` where there is none."""
         table = self.symbols

@@ -18,7 +18,7 @@ from staticcall.abi.static_call import (
     RETURN0,
     RETURN_THUNK,
 )
-from staticcall.model.sites import Form
+from staticcall.model.form import Form
 from staticcall.verify.objects import elf
 from staticcall.verify.objects.elf import Elf
 from staticcall.verify.objects.entries import Entry

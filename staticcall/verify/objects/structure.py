@@ -184,10 +184,10 @@ def _check_contents(before: Elf, after: Elf, renumbering: Renumbering) -> None:
 
 def _check_numbered(before: Elf, own: Symbols) -> None:
     """Whatever says that it is about the symbols is known to hold their numbers, or not to."""
-    for section, link in enumerate(before.links):
-        if link == own.section and section and section != own.extended_section:
-            if before.types[section] not in elf.WITH_SYMBOL_NUMBERS:
-                raise VerificationError(f"{shown(before, section)} may hold symbol numbers, and symbols moved")
+    known = elf.WITH_SYMBOL_NUMBERS | {elf.SHT_NULL, elf.SHT_SYMTAB_SHNDX}
+    for section, (kind, link) in enumerate(zip(before.types, before.links, strict=True)):
+        if link == own.section and kind not in known:
+            raise VerificationError(f"{shown(before, section)} may hold symbol numbers, and symbols moved")
 
 
 def first_other(before: Elf, after: Elf, section: int) -> int:
