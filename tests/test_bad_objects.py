@@ -14,7 +14,14 @@ import pytest
 from tests.support import elf_object
 from tests.support.archives import packed
 from tests.support.elf_edit import Elf
-from tests.support.object_bench import Bench, keeps_what_there_was, no_more_warnings
+from tests.support.object_bench import (
+    Bench,
+    keeps_what_there_was,
+    no_more_warnings,
+    ways_to_annotate,
+    ways_to_patch,
+    ways_to_report,
+)
 from tests.support.object_mutations import (
     SIGNATURE_MARK,
     edited,
@@ -24,13 +31,15 @@ from tests.support.object_mutations import (
     parts_of,
     signed,
     truncated,
+    with_names,
     with_section,
     with_wide_numbers,
 )
-from tests.support.objects import Objects
+from tests.support.objects import Objects, run
 from tests.support.refusals import INPUT, UNSAFE, UNVERIFIED, Arguments
-from tests.support.tool import POLICIES, succeed
+from tests.support.tool import succeed
 
+MEGABYTE = 1 << 20
 LAST = (1 << 64) - 1
 Damage = Callable[[bytes], bytes]
 
@@ -60,31 +69,6 @@ def objects(made: Objects, tmp_path_factory: pytest.TempPathFactory) -> Mapping[
         "wide": with_wide_numbers(made("calls", "clang").read_bytes()),
         "annotated": annotated.read_bytes(),
     }
-
-
-def _annotations(bench: Bench) -> list[Arguments]:
-    return [
-        ("annotate", bench.bad, "-o", bench.out),
-        ("annotate", "--module", bench.bad, "--in-place"),
-        ("annotate", "--section", "static_call_sites", bench.bad, "-o", bench.out),
-    ]
-
-
-def _reports(bench: Bench) -> list[Arguments]:
-    return [
-        *(("report", "-v", "--policy", policy, bench.bad) for policy in POLICIES),
-        ("report", "--format", "json", "--scan", bench.bad),
-    ]
-
-
-def _patches(bench: Bench) -> list[Arguments]:
-    forced = ("--force", "null-returns-value")
-    return [
-        ("patch", bench.bad, "--bind", "-o", bench.out, "--edits", bench.edits),
-        ("patch", bench.bad, "--set", "one=second_target", "--bind", "--in-place"),
-        ("patch", bench.bad, "--set", "one=NULL", *forced, "-o", bench.out),
-        ("patch", bench.bad, "--set", "two=RET0", "--set", "one=elsewhere", "-o", bench.out, "--strip-signature"),
-    ]
 
 
 # ---- what was once taken, or refused too late ----
@@ -209,7 +193,7 @@ def test_a_broken_object_is_refused_by_every_command(
     if archived:
         good, bad = bench.good.read_bytes(), bench.bad.read_bytes()
         bench.put(packed((b"good.o/", good), (b"same.o/", good)), packed((b"good.o/", good), (b"bad.o/", bad)))
-    for arguments in (*_annotations(bench), *_reports(bench), *([] if archived else _patches(bench))):
+    for arguments in (*ways_to_annotate(bench), *ways_to_report(bench), *([] if archived else ways_to_patch(bench))):
         line = bench.run(*arguments, codes={INPUT}).err
         assert words in line
         assert f"{bench.bad}(bad.o): " in line if archived else f"{bench.bad}: " in line
@@ -227,12 +211,12 @@ def test_a_damaged_object_is_not_annotated(
     bench.put(objects[name], damage(objects[name]))
     if archived:
         bench.put(bench.good.read_bytes(), packed((b"bad.o/", bench.bad.read_bytes())))
-    for arguments in _annotations(bench):
+    for arguments in ways_to_annotate(bench):
         assert words in bench.run(*arguments, codes={INPUT}).err
-    for arguments in _reports(bench):
+    for arguments in ways_to_report(bench):
         bench.run(*arguments, codes={0, 1, INPUT})
     if not archived:
-        for arguments in _patches(bench):
+        for arguments in ways_to_patch(bench):
             bench.run(*arguments, codes={0, INPUT, UNSAFE})
             bench.put(objects[name], damage(objects[name]))
 
@@ -266,9 +250,9 @@ def test_a_damaged_table_is_no_reason_to_stumble(case: str, bench: Bench, object
     good = objects["annotated"]
     bad = TABLES[case](good)
     bench.put(good, bad)
-    for arguments in _reports(bench):
+    for arguments in ways_to_report(bench):
         bench.run(*arguments, codes={0, 1, INPUT})
-    for arguments in _patches(bench):
+    for arguments in ways_to_patch(bench):
         outcome = bench.run(*arguments, codes={0, INPUT, UNSAFE, UNVERIFIED})
         if outcome.code == 0 and bench.out.exists():
             bench.run("verify", bench.bad, bench.out, codes={0})
@@ -297,10 +281,68 @@ def test_a_proof_says_which_of_the_two_files_is_broken(bench: Bench, objects: Ma
     assert f"{bench.bad}: " in bench.run("verify", bench.good, bench.bad, codes={UNVERIFIED}).err
 
 
+@pytest.mark.parametrize("piece", [b"A", b"__SCT__", b"__SCK__"])
+def test_names_that_share_their_ends_take_neither_time_nor_memory(
+    piece: bytes, bench: Bench, objects: Mapping[str, bytes]
+) -> None:
+    """All names together have gigabytes, though the file has one."""
+    good = objects["annotated"]
+    bad = with_names(good, piece, MEGABYTE // len(piece), 20_000)
+    bench.put(good, bad)
+    for arguments in (*ways_to_annotate(bench), *ways_to_report(bench), *ways_to_patch(bench)):
+        bench.run(*arguments, codes={0, INPUT, UNSAFE})
+        bench.put(good, bad)
+    for pair in ((bench.bad, bench.bad), (bench.good, bench.bad), (bench.bad, bench.good)):
+        bench.run("verify", *pair, codes={0, INPUT, UNVERIFIED})
+
+
+def test_prefixed_calls_without_end_take_no_time(bench: Bench, objects: Mapping[str, bytes], tmp_path: Path) -> None:
+    """The start of none of them is known but by decoding from the function's."""
+    source, target = tmp_path / "prefixed.S", tmp_path / "prefixed.o"
+    call = [".byte 0x2e, 0xe8", ".reloc ., R_X86_64_PC32, __SCT__one - 4", ".long 0", ".fill 20, 1, 0x90"]
+    lines = [".type f, @function", "f:", ".rept 5000", *call, ".endr", ".size f, . - f", ".quad __SCK__one"]
+    source.write_text("\n".join(lines) + "\n")
+    run("gcc", "-c", source, "-o", target)
+    bench.put(objects["calls"], target.read_bytes())
+    assert "5,000 records" in bench.run("annotate", bench.bad, "-o", bench.out, codes={0}).out
+
+
+def test_a_name_that_is_no_text_is_no_reason_to_refuse(bench: Bench, objects: Mapping[str, bytes]) -> None:
+    good = objects["annotated"]
+    bad = good.replace(b"\0both\0", b"\0b\xfft\x1b\0")
+    assert bad != good
+    bench.put(good, bad)
+    bench.run("patch", bench.bad, "--set", "one=second_target", "-o", bench.out, codes={0})
+    bench.run("verify", "--deep", bench.bad, bench.out, codes={0})
+
+
+@pytest.mark.parametrize("prefix", [b"__SCK__", b"__SCT__"])
+def test_a_key_or_a_trampoline_alone_is_not_patched(prefix: bytes, bench: Bench, objects: Mapping[str, bytes]) -> None:
+    good = objects["annotated"]
+    bench.put(good, good.replace(b"\0" + prefix + b"one\0", b"\0" + prefix + b"eno\0"))
+    for arguments in ways_to_patch(bench):
+        bench.run(*arguments, codes={INPUT, UNSAFE})
+
+
+def test_a_call_behind_bytes_that_are_no_instruction_is_still_recorded(
+    bench: Bench, objects: Mapping[str, bytes]
+) -> None:
+    """Also where its relocation is of the type that other instructions have too."""
+    good = objects["two keys"]
+    first = min(field_of(good, "relocations of code", "offset", n) for n in range(5))
+    role = "relocations of code"
+    (number,) = (n for n in range(5) if field_of(good, role, "offset", n) == first)
+    bad = overwritten(edited(good, role, number, type=elf_object.R_X86_64_PC32), "code", b"\x0f\x04", first - 3)
+    bench.put(good, bad)
+    bench.run("annotate", bench.bad, "-o", bench.out, codes={0})
+    assert len(elf_object.records(elf_object.read(bench.out))) == 5
+    keeps_what_there_was(bench.bad, bench.out, annotated=True)
+
+
 # ---- every field ----
 
 # All values of all fields would take hours; a prime step takes other ones for every command.
-STEPS: Final = {"annotate": 11, "report": 19, "patch": 31, "verify": 41}
+STEPS: Final = {"annotate": 19, "report": 31, "patch": 41, "verify": 53}
 _FIELDS = [
     *(("annotate", name) for name in ("calls", "groups", "numbers", "relative", "wide")),
     *(("report", name) for name in ("groups", "wide", "annotated")),
@@ -334,9 +376,9 @@ def test_an_object_that_is_cut_off_anywhere_is_refused(
 def _one_of(bench: Bench, command: str, number: int) -> Arguments:
     """One way of several to run a command, by its number."""
     choices: dict[str, list[Arguments]] = {
-        "annotate": _annotations(bench),
-        "report": _reports(bench),
-        "patch": _patches(bench),
+        "annotate": ways_to_annotate(bench),
+        "report": ways_to_report(bench),
+        "patch": ways_to_patch(bench),
         "verify": [("verify", bench.good, bench.bad), ("verify", bench.bad, bench.good)],
     }
     return choices[command][number % len(choices[command])]

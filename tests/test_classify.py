@@ -41,7 +41,8 @@ class Case(NamedTuple):
 def site(form: Form, address: int, destination: int | None = TRAMPOLINE, *, record: int | None = 0) -> Site:
     length, opcode = LENGTHS.get(form, (5, 0))
     instruction = Instruction(form, length, opcode, destination)
-    return Site(record, address, 0, ".text", 0x8000, int(form in TAILS), instruction, bytes(length), (Source.TABLE,))
+    flags, code = int(form in TAILS), bytes(length)
+    return Site(record, address, 0, ".text", address, 0, 0x8000, flags, instruction, code, (Source.TABLE,))
 
 
 def judge(

@@ -110,7 +110,7 @@ any_number = st.integers(0, 1 << 20)
 any_damage = mutations(REGIONS)
 
 
-@repeatable(max_examples=250)
+@repeatable(max_examples=150)
 @given(any_number, any_damage, st.sampled_from(ANNOTATIONS))
 def test_an_annotation_ends_well(
     bench: Bench, plain: list[Sample], number: int, damage: list[Mutation], options: Arguments
@@ -166,7 +166,7 @@ def test_an_annotation_of_an_archive_ends_well(
     bench.run("report", bench.bad, codes={0, 1, INPUT})
 
 
-@repeatable(max_examples=150)
+@repeatable(max_examples=100)
 @given(any_number, any_damage, st.sampled_from(POLICIES), st.booleans())
 def test_a_report_ends_well(
     bench: Bench,

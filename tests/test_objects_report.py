@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import re
 import time
 from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,7 +13,7 @@ from tests.support import disassembly, elf_object
 from tests.support.elf_object import Object
 from tests.support.objects import CASES, MANY_SECTIONS, SOURCES, Objects, run
 from tests.support.programs import COMPILERS
-from tests.support.tool import POLICIES, Json, report, report_document, staticcall, succeed, validate
+from tests.support.tool import Json, report, succeed
 from tests.support.toolchain import Compiler
 from tests.support.user_objects import Workshop
 
@@ -24,13 +21,11 @@ pytestmark = pytest.mark.usefixtures("made")  # the tools that it needs are need
 
 # What objdump does not name: trampolines that are reached without a relocation against their name, and a function
 # that is called an object.
-_UNNAMED = ("chain", "nearby", "outside", "section_relative")
+_UNNAMED = ("chain", "nearby", "outside", "section_relative", "untyped")
 _NO_SITES = ("no_sites",)
 _USUAL = [case for case in CASES if not case[0].startswith("many_")]
 _OFTEN = [case for case in _USUAL if case[0] not in _UNNAMED]
 
-# Where an object's sections are pretended to be, which nobody is to know.
-_PRETENDED = re.compile(r"0x(?:ffffffff8[0-9a-f]{7}|4[0-9a-f]{5})\b")
 _SECONDS = 10  # for what takes one or two on a machine that does nothing else
 
 
@@ -89,6 +84,19 @@ def test_a_site_is_in_the_function_whose_symbol_covers_it(name: str, compiler: C
     [
         # The start of every trampoline, reached by section and offset.
         ("section_relative", {16: ("call", "one"), 21: ("call", "two"), 28: ("jcc", "two"), 34: ("tail_jmp", "one")}),
+        # Jumps from between symbols that have a size and no type, but for those to another object's trampoline.
+        (
+            "untyped",
+            {
+                12: ("call", "one"),
+                17: ("call", "elsewhere"),
+                22: ("jcc", "one"),
+                34: ("jcc", "near"),
+                40: ("jcc", "one"),
+                46: ("tail_jmp", "one"),
+                51: ("call", "one"),
+            },
+        ),
         # Without any relocation, and the jumps as short as they may be.
         (
             "nearby",
@@ -284,137 +292,7 @@ def test_a_key_that_leads_to_a_function_without_a_symbol_says_section_and_offset
     assert ".text+0x1" in succeed("report", tmp_path / "nameless.o")
 
 
-# ---- what may not be said ----
-
-
-@_named(_USUAL)
-def test_no_form_of_a_report_names_an_address(name: str, compiler: Compiler, made: Objects) -> None:
-    path = made(name, compiler)
-    for options in (("-v",), ("--format", "json"), ("--format", "jsonl")):
-        outcome = staticcall("report", *options, path)
-        assert (outcome.code, outcome.err) == (0, "")
-        assert not _PRETENDED.search(outcome.out)
-
-
-_ODD = """
-    .text
-FUNCTION target
-    ret
-    END target
-    DEFINE one, target
-    DEFINE two, target
-FUNCTION caller
-1:  call __SCT__one
-2:  call __SCT__two
-3:  call target
-4:  mov $5, %eax
-5:  call .text + 1
-    END caller
-    .section static_call_sites, "aw", @progbits
-    .irp where, 1b, 2b, 3b, 4b, 5b, 5b + 1, .data
-    .long \\where - ., __SCK__one - .
-    .endr
-    .long 1b - ., __SCK__two - .
-    .long 1b - ., .data + 4 - .
-    .section .static_call.text, "ax", @progbits
-    .globl __SCT__odd
-__SCT__odd:
-    call *__SCK__one(%rip)
-    nop
-    nop
-    .data
-    .globl __SCK__odd
-__SCK__odd:
-    .quad .text + 1
-"""
-_FINDINGS = {
-    *("unknown-trampoline", "incoherent-key", "wrong-trampoline", "unaccepted-bytes", "stale-site"),
-    *("site-not-executable", "duplicate-record", "overlapping-records"),
-}
-
-
-@pytest.mark.parametrize("kernel", [False, True], ids=["user", "kernel"])
-def test_what_is_odd_is_said_without_addresses_and_with_the_files_own_bytes(kernel: bool, tmp_path: Path) -> None:
-    source, path = tmp_path / "odd.S", tmp_path / "odd.o"
-    text = f'#include "static_call.inc"\n{_ODD}'
-    if kernel:
-        text = (
-            text.replace("static_call_sites", ".static_call_sites") + '.section .modinfo, "a"\n.asciz "license=GPL"\n'
-        )
-    source.write_text(text)
-    run("gcc", f"-I{SOURCES}", "-c", source, "-o", path)
-    image = report(path)
-    assert {finding["code"] for finding in image["findings"]} == _FINDINGS
-    assert {finding["address"] for finding in image["findings"]} == {None}
-    messages = " ".join(finding["message"] for finding in image["findings"])
-    content = path.read_bytes()
-    shown = re.findall(r"\b[0-9a-f]{8,}\b", messages)
-    assert shown
-    assert all(bytes.fromhex(code) in content for code in shown), shown
-    for options in (("-v",), ("-v", "--scan"), ("--format", "json"), ("--format", "json", "--scan")):
-        outcome = staticcall("report", *options, path, "--fail-on", "never")
-        assert (outcome.code, outcome.err) == (0, "")
-        assert not _PRETENDED.search(outcome.out), _PRETENDED.findall(outcome.out)
-
-
-# ---- the forms of a report ----
-
-
-def test_each_form_of_a_report_is_valid_and_says_the_same(made: Objects) -> None:
-    paths = [made(name, compiler) for name, compiler in _OFTEN]
-    document = report_document(*paths)
-    validate(document, "report")
-    assert [image["path"] for image in document["images"]] == [str(path) for path in paths]
-    lines = succeed("report", "--format", "jsonl", "-j", "2", *paths).splitlines()
-    assert [json.loads(line) for line in lines] == document["images"]
-
-
-def test_the_text_has_sections_instead_of_addresses(workshop: Workshop) -> None:
-    path = workshop.object()
-    lines = succeed("report", path).splitlines()
-    assert lines[:4] == [
-        str(path),
-        "  REL x86_64",
-        "  table in static_call_sites",
-        "  24 sites, 4 keys (4 with sites), 4 trampolines",
-    ]
-    (undecided,) = (line.split() for line in lines if line.startswith("  undecided"))
-    assert undecided[1] == "1"
-    assert any(line.split()[:2] == ["alpha", "13"] and line.endswith("plus_one") for line in lines)
-
-
-def test_an_archive_is_as_many_images_as_it_has_objects(made: Objects, tmp_path: Path) -> None:
-    library, text = tmp_path / "lib.a", tmp_path / "text.txt"
-    text.write_text("no object\n")
-    parts = [made("calls"), made("calls-function_sections", "clang"), made("no_sites")]
-    run("ar", "rcsD", library, parts[0], text, *parts[1:])
-    document = report_document(library)
-    validate(document, "report")
-    assert [image["path"] for image in document["images"]] == [f"{library}({path.name})" for path in parts]
-    for path, image in zip(parts, document["images"], strict=True):
-        assert {**image, "path": str(path)} == report(path)
-    shown = succeed("report", library)
-    assert [f"{library}({path.name})" in shown for path in parts] == [True, True, True]
-    assert not _PRETENDED.search(shown)
-
-
-def test_objects_archives_and_programs_can_be_given_together(workshop: Workshop, made: Objects, tmp_path: Path) -> None:
-    library = tmp_path / "lib.a"
-    run("ar", "rcsD", library, made("calls"), made("two_keys"))
-    program = workshop.link(workshop.object())
-    images = report_document(library, program, workshop.object())["images"]
-    assert [image["elf_type"] for image in images] == ["REL", "REL", "EXEC", "REL"]
-
-
-def test_a_linked_program_has_the_sites_of_its_object(workshop: Workshop) -> None:
-    for compiler in COMPILERS:
-        path = workshop.object(compiler)
-        program = report(workshop.link(path, "mold", "pie"))
-        one, other = (
-            sorted((site["record"], site["key"], site["tail"]) for site in image["sites"])
-            for image in (report(path), program)
-        )
-        assert one == other
+# ---- size ----
 
 
 @pytest.mark.parametrize(("name", "compiler"), [case for case in CASES if case[0].startswith("many_")])
@@ -441,111 +319,3 @@ def test_many_function_sections_take_a_moment(tmp_path: Path) -> None:
     succeed("report", path)
     assert time.monotonic() - start < _SECONDS
     assert report(path)["summary"]["sites"] == count
-
-
-# ---- three answers about cache lines ----
-
-_LINES = (32, 64, 128)
-_ALIGNMENTS = tuple(1 << power for power in range(13))
-
-
-@pytest.fixture(scope="module")
-def placed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A section for each alignment, with calls and jumps at offsets that matter for one line or another."""
-    folder = tmp_path_factory.mktemp("placed")
-    lines = ['#include "static_call.inc"', "DEFINE one, target", ".text", "FUNCTION target", "ret", "END target"]
-    for alignment in _ALIGNMENTS:
-        lines += [
-            f'.section .text.a{alignment}, "ax", @progbits',
-            f".balign {alignment}",
-            f".type a{alignment}, @function",
-        ]
-        lines += [f"a{alignment}:"]
-        for number, instruction in enumerate(_instructions()):
-            tail = int("j" in instruction)
-            lines += [f".org a{alignment} + {65 * number}, 0x90", f"1: {instruction}"]
-            lines += [
-                '.pushsection static_call_sites, "aw", @progbits',
-                ".balign 4",
-                ".long 1b - .",
-                f".long __SCK__one - . + {tail}",
-                ".popsection",
-            ]
-        lines += [f"END a{alignment}"]
-    (folder / "placed.S").write_text("\n".join(lines) + "\n")
-    run("gcc", f"-I{SOURCES}", "-c", folder / "placed.S", "-o", folder / "placed.o")
-    return folder / "placed.o"
-
-
-@pytest.fixture(scope="module")
-def shown(placed: Path) -> list[disassembly.Site]:
-    return disassembly.sites(placed)
-
-
-def _instructions() -> list[str]:
-    """For each offset in a line of 128, since each is to be 65 bytes behind the one before; calls for the most part."""
-    call, others = "call __SCT__one", (".byte 0x2e; call __SCT__one", "jmp __SCT__one", "js __SCT__one")
-    return [others[number // 5 % 3] if number % 5 == 4 else call for number in range(128)]
-
-
-@pytest.mark.parametrize("line", _LINES)
-@pytest.mark.parametrize("policy", POLICIES)
-def test_verdicts_hold_for_every_place_that_the_sections_alignment_allows(
-    policy: str, line: int, placed: Path, shown: list[disassembly.Site]
-) -> None:
-    elf = elf_object.read(placed)
-    assert len(shown) == 128 * len(_ALIGNMENTS)
-    image = report("--policy", policy, "--line", str(line), placed)
-    found = _by_place(elf, image)
-    seen: set[Any] = set()
-    for site in shown:
-        one, alignment = found[site.section, site.offset], elf.sections[site.section].alignment
-        crossing = disassembly.crossings(site.offset, len(site.code), alignment, line)
-        answer = disassembly.verdict(site, policy, alignment, line)
-        assert one["crosses_line"] is (None if len(crossing) > 1 else True in crossing), (site, alignment)
-        assert one["verdict"] == answer, (site, alignment)
-        assert (one["reason"] == "depends-on-address") is (answer == "undecided")
-        seen |= {one["crosses_line"], answer}
-    expected = {"direct", "trampoline"} | ({"undecided"} if policy in ("lutomirski", "rel32", "block8") else set())
-    assert seen == {True, False, None} | expected
-    verdicts = [site["verdict"] for site in image["sites"]]
-    summary = image["summary"]
-    assert [summary[kind] for kind in ("direct", "trampoline", "undecided")] == [
-        verdicts.count(kind) for kind in ("direct", "trampoline", "undecided")
-    ]
-    assert summary["crossing"] == sum(site["crosses_line"] is True for site in image["sites"])
-
-
-@pytest.mark.parametrize("start", [0, 1, 7, 16, 40, 59, 4096])
-def test_no_linker_contradicts_a_definite_answer(start: int, placed: Path, tmp_path: Path) -> None:
-    """The sections are linked to places that differ by so much from a round one.
-
-    What is said of them there is what was said of the object, or a decision of what was left open.
-    """
-    program, script = tmp_path / "placed", tmp_path / "script"
-    lines = ["SECTIONS {", "static_call_sites 0x400000 : { *(static_call_sites) }"]
-    for number, alignment in enumerate(_ALIGNMENTS):
-        name, address = f".text.a{alignment}", 0x500000 + 0x10000 * number + start
-        # The address of the output section is taken as it is; its contents start where their alignment allows.
-        lines.append(f"{name} {address:#x} : {{ *({name}) }}")
-    script.write_text("\n".join([*lines, "}"]) + "\n")
-    run("ld.bfd", "-e", "0", "-z", "noexecstack", "--no-warn-rwx-segments", "-T", script, placed, "-o", program)
-    for policy in POLICIES:
-        before, after = (
-            {s["record"]: s for s in report("--policy", policy, path)["sites"]} for path in (placed, program)
-        )
-        assert before.keys() == after.keys()
-        assert {(site["crosses_line"], after[number]["crosses_line"]) for number, site in before.items()} <= {
-            *((answer, answer) for answer in (True, False)),
-            *((None, answer) for answer in (True, False)),
-        }
-        assert {(site["verdict"], after[number]["verdict"]) for number, site in before.items()} <= {
-            *((answer, answer) for answer in ("direct", "trampoline")),
-            *(("undecided", answer) for answer in ("direct", "trampoline")),
-        }
-        assert all(site["verdict"] != "undecided" for site in after.values())
-    crossing = {
-        disassembly.crossings(int(s["address"], 16), s["length"], 1 << 20, 64) == {s["crosses_line"]}
-        for s in after.values()
-    }
-    assert crossing == {True}

@@ -324,7 +324,7 @@ def test_edits(program: Program) -> None:
             "outside of the file": [*rest, edit._replace(file_offset=1 << 40)],
             "touches a": [*rest, edit._replace(kind=EditKind.KEY if edit.form else EditKind.SITE)],
         }
-        if edit.form:
+        if edit.form and edit.address is not None:
             wrong["promises the form"] = [*rest, edit._replace(form=Form.RET0)]
             wrong["promises a branch"] = [*rest, edit._replace(destination=program["first"])]
             wrong["elsewhere"] = [*rest, edit._replace(address=edit.address + 1)]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Iterable, Mapping, Sequence
 
 from staticcall.abi import static_call
 from staticcall.locate.relocated import relocated_sites
@@ -15,11 +14,11 @@ from staticcall.model.sites import Site, Source
 
 def with_relocated(
     placement: Placement, records: Sequence[Record], symbols: Iterable[Symbol]
-) -> tuple[list[Record], AbstractSet[int]]:
+) -> tuple[list[Record], Mapping[int, Source]]:
     """Add the sites that only relocations show to the records, in order of addresses.
 
     A record that names a trampoline, as a module's may, gets the key of that name if the object knows it. Also gives
-    the addresses of all sites that relocations show.
+    what shows each site besides the table, by address: a relocation, or the displacement in the code alone.
     """
     prefix = static_call.KEY_PREFIX
     symbols = tuple(symbols)
@@ -31,10 +30,10 @@ def with_relocated(
     }
     listed = {record.address for record in records}
     joined = [record._replace(key=owners.get(record.key, record.key)) for record in records]
-    shown = set[int]()
+    shown: dict[int, Source] = {}
     for site in relocated_sites(placement.file):
         address = placement.bases[site.section] + site.offset
-        shown.add(address)
+        shown[address] = Source.SCAN if site.entry is None else Source.RELOCATION
         if address not in listed:
             trampoline = placement.addresses[site.trampoline]
             flags = static_call.TAIL_FLAG if site.tail else 0
@@ -47,7 +46,7 @@ def _by_address(record: Record) -> int:
     return record.address
 
 
-def sources_of(site: Site, shown: AbstractSet[int]) -> tuple[Source, ...]:
-    """What a site of an object is known by; `shown` are the addresses of those that relocations show."""
+def sources_of(site: Site, shown: Mapping[int, Source]) -> tuple[Source, ...]:
+    """What a site of an object is known by; `shown` has what shows it besides the table, by address."""
     table = () if site.record is None else (Source.TABLE,)
-    return (*table, Source.RELOCATION) if site.address in shown else table
+    return (*table, shown[site.address]) if site.address in shown else table

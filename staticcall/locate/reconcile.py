@@ -23,7 +23,10 @@ def with_scan(sites: tuple[Site, ...], scanned: tuple[Site, ...], keys: dict[int
     by_address = {site.address: site for site in scanned}
     recorded = {site.address for site in sites}
     joined = [
-        site._replace(sources=(*site.sources, Source.SCAN)) if site.address in by_address else site for site in sites
+        site._replace(sources=tuple(dict.fromkeys((*site.sources, Source.SCAN))))
+        if site.address in by_address
+        else site
+        for site in sites
     ]
     owners = {key.trampoline.address: key.address for key in keys.values() if key.trampoline}
     strays = (

@@ -15,7 +15,7 @@ which objtool does not know: a linker that finds the trampoline turns them into 
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_right, insort
 from collections.abc import Iterator, Mapping
 from itertools import chain, compress
 from operator import attrgetter
@@ -146,9 +146,9 @@ class _Search:
         if trampoline is None:
             return None
         at, form = opcode
-        # Nothing but a branch has such a byte before a 32-bit field that counts from itself, since what loads an
+        # Nothing but a branch has such bytes before a 32-bit field that counts from itself, since what loads an
         # address has a ModRM byte of mod 0 and r/m 5 there: so the opcode is known to be one.
-        first = starts.first_byte(at, certain=kind in _BRANCH_TYPES)
+        first = starts.first_byte(at, certain=kind != elf64.R_X86_64_PC8)
         if first is None:
             return None
         return _site(section, first, at, form, trampoline, table.offset + number * elf64.RELA.size)
@@ -234,6 +234,7 @@ class _Starts:
         self._tables = tables
         self._functions = functions
         self._ends: list[int] | None = None
+        self._passed: list[int] = []
 
     def first_byte(self, opcode: int, *, certain: bool) -> int | None:
         """The offset of the first byte of the instruction whose opcode is at `opcode`; None where none is there.
@@ -246,12 +247,18 @@ class _Starts:
             earliest -= 1
         if certain and earliest == opcode:
             return opcode
-        position = self._anchor(earliest)
+        passed = bisect_right(self._passed, earliest) - 1
+        position = max(self._anchor(earliest), self._passed[passed] if passed >= 0 else 0)
+        milestone = position + _NEAR
         while position < opcode:
             length = instruction_length(code, position)
             if length is None or position + length > opcode:
                 break
             position += length
+            if position >= milestone:
+                # So that the next one need not start from as far back, however many there are.
+                insort(self._passed, position)
+                milestone = position + _NEAR
         if position >= earliest:
             return position
         return opcode if certain else None

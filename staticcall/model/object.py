@@ -26,6 +26,7 @@ _IS_UNTYPED = bytes(info & 0xF == elf64.STT_NOTYPE for info in range(256))
 # In a file with many sections, what is none of them must not look like one.
 _NO_SECTION = 0xFFFF0000
 _DAMAGED = "the symbol table is damaged"
+_SHARED, _ROOM = 4, 1 << 20
 
 
 class ObjectSymbol(NamedTuple):
@@ -99,7 +100,8 @@ class ObjectSymbols:
             return {}
         names = elf64.column(self._table, "I", 0, 6)
         found: dict[int, bytes] = {}
-        room = MOST_NAMES
+        # Some symbols may share a name or its end; names of more bytes than this are an attack on the memory.
+        room = min(MOST_NAMES, _SHARED * len(strings) + _ROOM)
         for number in compress(range(len(names)), map(offsets.__contains__, names)):
             start = names[number] + len(prefix)
             end = strings.find(b"\0", start)

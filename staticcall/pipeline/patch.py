@@ -12,7 +12,7 @@ from staticcall.model.change import Plan, Proof
 from staticcall.model.image import Image
 from staticcall.pipeline.batch import document_of
 from staticcall.pipeline.look import Look, archive_at, judge_for
-from staticcall.pipeline.retarget import refuse_signed, retarget_object
+from staticcall.pipeline.retarget import refuse_signed, retarget_object, rewritten
 from staticcall.plan.planner import make_plan, require_wish
 from staticcall.plan.safety import FORCEABLE
 from staticcall.plan.wishes import Wishes
@@ -57,7 +57,10 @@ def patch_image(
     with open_image(path) as image:
         refuse_signed(image, strip_signature=strip_signature)
         if output is None:
-            return Patched(_plan(image, look, wishes)[0], None)
+            planned = _plan(image, look, wishes)[0]
+            if image.placement is not None:
+                planned, _ = rewritten(image, planned, strip_signature=strip_signature)
+            return Patched(planned, None)
         if image.placement is not None:
             plan, proof = retarget_object(
                 path,

@@ -28,6 +28,20 @@ def refuse_signed(image: Image, *, strip_signature: bool) -> None:
         )
 
 
+def rewritten(image: Image, plan: Plan, *, strip_signature: bool) -> tuple[Plan, bytes]:
+    """The object with a plan's changes, and the plan with the edits that make it of the original.
+
+    Raises `UnsafeError` for a target that no relocation can name.
+    """
+    assert image.placement is not None, "only objects have relocations to edit"
+    file = image.placement.file
+    rewrite, changes = relocate(image, plan, strip_signature=strip_signature and file.signed)
+    # Every place has its bytes and its relocation, and every relocation a symbol.
+    result = bytes(rewrite_object(file, rewrite))
+    everything = sorted((*changes, *layout_edits(file.data, result, file.end)), key=lambda edit: edit.file_offset)
+    return plan._replace(edits=tuple(everything)), result
+
+
 def retarget_object(
     path: Path,
     image: Image,
@@ -48,15 +62,10 @@ def retarget_object(
 
     assert image.placement is not None, "only objects have relocations to edit"
     file = image.placement.file
-    stripped = strip_signature and file.signed
-    rewrite, changes = relocate(image, plan, strip_signature=stripped)
-    # Every place has its bytes and its relocation, and every relocation a symbol.
-    result = bytes(rewrite_object(file, rewrite))
-    everything = sorted((*changes, *layout_edits(file.data, result, file.end)), key=lambda edit: edit.file_offset)
+    plan, result = rewritten(image, plan, strip_signature=strip_signature)
     with about(path):
-        proof = prove_retarget(file.data, result, everything, stripped_signature=stripped)
+        proof = prove_retarget(file.data, result, plan.edits, stripped_signature=strip_signature and file.signed)
     # Another reader found the plan, the whole plan and nothing but the plan.
-    plan = plan._replace(edits=tuple(everything))
     with stage_whole(path, output, result) as (temporary, publish), ExitStack() as texts:
         staged = Path(temporary)
         try:

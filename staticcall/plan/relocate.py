@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping
 from itertools import compress, pairwise
 from typing import Final, NamedTuple
 
-from staticcall.abi import elf64, x86
+from staticcall.abi import elf64, static_call, x86
 from staticcall.errors import MalformedError, UnsafeError, UnsupportedError
 from staticcall.model.change import Edit, EditKind, KeyChange, Plan
 from staticcall.model.image import Image, Placement, Section
@@ -26,7 +26,8 @@ from staticcall.model.object import Relocations
 from staticcall.model.rewrite import NewSection, Rewrite, number_symbols
 from staticcall.plan.wishes import UNKNOWN_ROOM
 
-_KEPT_TYPES: Final = frozenset({elf64.R_X86_64_PC32, elf64.R_X86_64_PLT32})
+_PLT_TYPES: Final = frozenset({elf64.R_X86_64_PLT32})
+_BRANCH_TYPES: Final = _PLT_TYPES | {elf64.R_X86_64_PC32}
 _DAMAGED: Final = "the object is damaged"
 _NO_TYPES: Final = frozenset({elf64.STT_SECTION, elf64.STT_FILE, elf64.STT_TLS})
 
@@ -42,7 +43,8 @@ class _Entry(NamedTuple):
 class _Wanted(NamedTuple):
     """What one edit comes down to: the section, the bytes there, and the relocation of the field that needs one.
 
-    `start` counts from the section, as `field` does, which is where the displacement or pointer is.
+    `start` counts from the section, as `field` does, which is where the displacement or pointer is. `kept` lists the
+    types that a relocation of the field may go on to have.
     """
 
     edit: Edit
@@ -51,6 +53,7 @@ class _Wanted(NamedTuple):
     code: bytes
     field: int
     symbol: tuple[int, int] | None
+    kept: frozenset[int] = frozenset()
 
 
 def relocate(image: Image, plan: Plan, *, strip_signature: bool) -> tuple[Rewrite, tuple[Edit, ...]]:
@@ -62,6 +65,7 @@ def relocate(image: Image, plan: Plan, *, strip_signature: bool) -> tuple[Rewrit
     file = image.placement.file
     resolve = _Resolver(image.placement, plan.undefined)
     wanted = [_wanted(image, edit, resolve) for edit in plan.edits]
+    _check_defined(image.placement, {edit.key for edit in plan.edits})
     slots = [_slot(image, change) for change in plan.changes]
     tables, entries = _entries(image.placement, [*((one.section, one.field) for one in wanted), *slots])
     for section, field in slots:
@@ -144,15 +148,28 @@ class _Resolver:
         """The symbol of each place, functions and global ones first, as (rank, number)."""
         symbols = self._placement.file.symbols
         best: dict[tuple[int, int], tuple[int, int]] = {}
-        for number in range(1, len(symbols)):
-            symbol = symbols.symbol(number)
-            if not symbol.section or symbol.type in _NO_TYPES or not symbol.name:
+        # Whether there is a name is all there is to know of names, which may be long.
+        entries = zip(symbols.sections(), elf64.SYMBOL.iter_unpack(symbols.raw), strict=True)
+        for number, (section, (name, info, _, _, value, _)) in enumerate(entries):
+            kind, binding = info & 0xF, info >> 4
+            if not section or not name or kind in _NO_TYPES:
                 continue
-            rank = 2 * (symbol.type == elf64.STT_FUNC) + (symbol.binding == elf64.STB_GLOBAL)
-            place = (symbol.section, symbol.value)
+            rank = 2 * (kind == elf64.STT_FUNC) + (binding == elf64.STB_GLOBAL)
+            place = (section, value)
             if place not in best or rank > best[place][0]:
                 best[place] = (rank, number)
         return best
+
+
+def _check_defined(placement: Placement, keys: set[str]) -> None:
+    """What leads elsewhere does so at its key, its trampoline and its sites; one place alone is not enough."""
+    symbols = placement.file.symbols
+    for prefix in (static_call.KEY_PREFIX, static_call.TRAMPOLINE_PREFIX):
+        found = (symbols.symbol(number) for number in symbols.endings(prefix.encode()))
+        if missing := keys - {symbol.name.removeprefix(prefix) for symbol in found if symbol.section}:
+            raise UnsupportedError(
+                f"{prefix}{min(missing)} is not defined here", advice="patch the object that defines it"
+            )
 
 
 def _slot(image: Image, change: KeyChange) -> tuple[Section, int]:
@@ -175,7 +192,8 @@ def _check_slot(section: Section, offset: int, entry: _Entry | None) -> None:
 def _wanted(image: Image, edit: Edit, resolve: _Resolver) -> _Wanted:
     assert edit.address is not None, "a placed object has addresses"
     section = image.section_at(edit.address)
-    assert section is not None, "what is edited lies in a section"
+    if section is None:
+        raise MalformedError(f"a place of key {edit.key} lies in no section", advice=_DAMAGED)
     start = edit.address - section.address
     if section.type == elf64.SHT_NOBITS or start + len(edit.old) > section.size:
         raise UnsupportedError(
@@ -190,8 +208,11 @@ def _wanted(image: Image, edit: Edit, resolve: _Resolver) -> _Wanted:
     field = start + len(edit.new) - x86.REL32_SIZE
     if edit.destination is None:
         return _Wanted(edit, section, start, edit.new, start + len(edit.old) - x86.REL32_SIZE, None)
-    symbol = resolve(edit.destination, image.section_at(edit.destination), edit.key)
-    return _Wanted(edit, section, start, edit.new[: -x86.REL32_SIZE] + bytes(x86.REL32_SIZE), field, symbol)
+    home = image.section_at(edit.destination)
+    symbol = resolve(edit.destination, home, edit.key)
+    # What another shared object may define is reached by PLT32 alone; a kernel takes both for the same.
+    kept = _BRANCH_TYPES if home is not None or image.kernel else _PLT_TYPES
+    return _Wanted(edit, section, start, edit.new[: -x86.REL32_SIZE] + bytes(x86.REL32_SIZE), field, symbol, kept)
 
 
 def _code_edits(placement: Placement, one: _Wanted) -> Iterable[Edit]:
@@ -209,7 +230,7 @@ def _relocation(one: _Wanted, entry: _Entry | None) -> bytes | None:
     if one.edit.kind is EditKind.KEY:
         kind = elf64.R_X86_64_64
     else:
-        kind = entry.type if entry and entry.type in _KEPT_TYPES else elf64.R_X86_64_PLT32
+        kind = entry.type if entry and entry.type in one.kept else elf64.R_X86_64_PLT32
         addend -= x86.REL32_SIZE
     return elf64.RELA.pack(one.field, number << 32 | kind, addend)
 

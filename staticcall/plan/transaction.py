@@ -20,6 +20,12 @@ def site_edits(located: Located, key: Key, judged: Iterable[Judged], target: Tar
         if verdict.answer is not Answer.DIRECT:
             continue
         code = site_code(located, site, key, target)
+        if code.data != site.code and site.address in located.trampolines:
+            raise UnsafeError(
+                f"the {site.instruction.form} at {site.where} of key {key.name} is a trampoline itself",
+                code="site-is-trampoline",
+                advice="give a policy that leaves it alone",
+            )
         if code.data != site.code:
             edits.append(
                 Edit(

@@ -54,7 +54,7 @@ def _opcode(code: bytes) -> int:
 
 def sites(path: Path) -> list[Site]:
     """Every site, by section and offset."""
-    command = ["objdump", "-drwz", "--insn-width=15", path]
+    command = ["objdump", "-drwz", "--insn-width=15", str(path)]
     listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return sorted(_sites(elf_object.read(path), listing))
 

@@ -13,8 +13,8 @@ from typing import Final
 from tests.support import elf_object
 from tests.support.elf_object import Object, Section
 from tests.support.object_mutations import SHT_LLVM_CALL_GRAPH_PROFILE
-from tests.support.refusals import at_most, contents, one_line
-from tests.support.tool import Outcome, staticcall
+from tests.support.refusals import Arguments, at_most, contents, one_line
+from tests.support.tool import POLICIES, Outcome, staticcall
 
 SECONDS = 5
 _MEGABYTE = 1 << 20
@@ -82,6 +82,34 @@ def _memory_of_at_most(more: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, limits)
 
 
+def ways_to_annotate(bench: Bench) -> list[Arguments]:
+    """Ways to annotate the bad object."""
+    return [
+        ("annotate", bench.bad, "-o", bench.out),
+        ("annotate", "--module", bench.bad, "--in-place"),
+        ("annotate", "--section", "static_call_sites", bench.bad, "-o", bench.out),
+    ]
+
+
+def ways_to_report(bench: Bench) -> list[Arguments]:
+    """Ways to report on it."""
+    return [
+        *(("report", "-v", "--policy", policy, bench.bad) for policy in POLICIES),
+        ("report", "--format", "json", "--scan", bench.bad),
+    ]
+
+
+def ways_to_patch(bench: Bench) -> list[Arguments]:
+    """Ways to patch it; two_keys has what they name."""
+    forced = ("--force", "null-returns-value")
+    return [
+        ("patch", bench.bad, "--bind", "-o", bench.out, "--edits", bench.edits),
+        ("patch", bench.bad, "--set", "one=second_target", "--bind", "--in-place"),
+        ("patch", bench.bad, "--set", "one=NULL", *forced, "-o", bench.out),
+        ("patch", bench.bad, "--set", "two=RET0", "--set", "one=elsewhere", "-o", bench.out, "--strip-signature"),
+    ]
+
+
 def no_more_warnings(before: Path, after: Path) -> None:
     """See that readelf has no more to say about the second object than about the first."""
     old, new = (_warnings(path) for path in (before, after))
@@ -129,6 +157,4 @@ def _header(section: Section) -> tuple[object, ...]:
 def _entries(elf: Object, section: Section) -> list[tuple[object, ...]]:
     """Relocations with their symbols instead of these symbols' numbers."""
     symbols = dict(enumerate(elf.symbols))
-    return [
-        (one.offset, one.type, one.addend, symbols.get(one.symbol, one.symbol)) for one in elf.relocations(section)
-    ]
+    return [(one.offset, one.type, one.addend, symbols.get(one.symbol, one.symbol)) for one in elf.relocations(section)]

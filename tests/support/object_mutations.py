@@ -310,6 +310,22 @@ def with_section(content: bytes, like: str, **values: int) -> bytes:
     return bytes(changed.data)
 
 
+def grown(content: bytes, role: str, more: bytes) -> bytes:
+    """The same with more at the end of a section, which is at the end of the file now."""
+    span = parts_of(content)[role].span
+    at = len(content) + -len(content) % 16
+    held = content[span.offset : span.offset + span.size] + more
+    return edited(content + bytes(at - len(content)) + held, role, offset=at, size=len(held))
+
+
+def with_names(content: bytes, piece: bytes, times: int, symbols: int) -> bytes:
+    """So many global functions, whose names are ends of one that is as long as a piece repeated so many times."""
+    first, code = parts_of(content)["names"].span.size, parts_of(content)["code"].number
+    entry = struct.Struct("<IBBHQQ")
+    entries = (entry.pack(first + i % times * len(piece), 0x12, 0, code, 0, 1) for i in range(symbols))
+    return grown(grown(content, "names", piece * times + b"\0"), "symbols", b"".join(entries))
+
+
 def with_wide_numbers(content: bytes) -> bytes:
     """The same object as if it had more sections than 16 bits can number: symbols say elsewhere where they are."""
     elf = Elf(content)

@@ -2,7 +2,7 @@
 
 calls = Workshop(tmp_path)
 program = calls.link(calls.object("gcc"), "lld", "pie")
-assert run(program) == prints(alpha="plus_two")
+assert run(program) == prints({"alpha": "plus_two"})
 """
 
 import subprocess
@@ -43,7 +43,7 @@ _KIND_FLAGS: Final[Mapping[Kind, tuple[str, ...]]] = MappingProxyType(
 )
 
 
-def prints(*, gamma_is_there: bool = True, **changed: str) -> str:
+def prints(changed: Mapping[str, str] = _AT_FIRST, *, gamma_is_there: bool = True) -> str:
     """What the program prints, given the targets of the keys that are not as they were."""
     targets, lines = {**_AT_FIRST, **changed}, []
     for keys in _ORDER[: 1 + gamma_is_there]:
@@ -89,7 +89,8 @@ class Workshop:
         self._links += 1
         program = self._folder / f"program-{self._links}"
         gamma = ["-DGAMMA"] if gamma_is_there else []
-        parts = [calls, self._part("run.c", *gamma), self._part("elsewhere.c")]
+        # What is called may come from an archive, so whoever calls it stands before it.
+        parts = [self._part("run.c", *gamma), calls, self._part("elsewhere.c")]
         main = self._part("main.c")
         driver = ["gcc", f"-fuse-ld={linker}", "-Wl,--fatal-warnings"]
         if kind == "shared":

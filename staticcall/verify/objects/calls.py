@@ -10,9 +10,9 @@ counts as a site.
 
 import re
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from collections.abc import Set as AbstractSet
-from itertools import accumulate
+from itertools import accumulate, compress
 from typing import NamedTuple
 
 from staticcall.abi.static_call import KEY_PREFIX, TRAMPOLINE_PREFIX
@@ -104,6 +104,15 @@ class Calls:
                 if found[0] >= self.file.sizes[section]:
                     raise MalformedError("a relocation outside of its section", offset=start + entry * size)
                 self.named[section, found[0]] = found
+
+    def relocated_by(self, symbols: Collection[int]) -> Iterator[tuple[int, int]]:
+        """Section and offset of every field in code whose relocation names one of these symbols."""
+        wanted = elf.Wanted(symbols)
+        for table, section in self._tables():
+            start = self.file.offsets[table]
+            end = start + self.file.sizes[table]
+            for entry, _ in wanted.entries(self.file.data, start + elf.SYMBOL_FIELD, end, elf.RELA.size):
+                yield section, elf.RELA.unpack_from(self.file.data, start + entry * elf.RELA.size)[0]
 
     def _tables(self) -> Iterator[tuple[int, int]]:
         """Every relocation table of executable code and the section it is for."""
@@ -213,18 +222,19 @@ def _functions(file: Elf) -> dict[int, tuple[Sequence[int], Sequence[int]]]:
     extents: dict[int, list[tuple[int, int]]] = {}
     if table is None:
         return {}
-    size, unpack = elf.SYMBOL.size, elf.SYMBOL.unpack_from
-    marks = file.data[table.start + elf.INFO_FIELD : table.end : size].translate(_IS_FUNCTION)
-    number = marks.find(1)
-    while number >= 0:
-        _, _, _, section, value, extent = unpack(file.data, table.start + number * size)
+    symbols = file.view[table.start : table.end]
+    marks = file.data[table.start + elf.INFO_FIELD : table.end : elf.SYMBOL.size].translate(_IS_FUNCTION)
+    quads, halves = elf.cells("Q", symbols), elf.cells("H", symbols)
+    columns = zip(range(len(marks)), halves[3::12], quads[1::3], quads[2::3], strict=True)
+    for number, section, value, extent in compress(columns, marks):
         if section == elf.SHN_XINDEX:
-            section = file.symbol(number).section
+            section = file.symbol(number).section  # noqa: PLW2901 - the field has no room for it
         if extent:
             extents.setdefault(section, []).append((value, value + extent))
-        number = marks.find(1, number + 1)
+    for pairs in extents.values():
+        pairs.sort()
     return {
-        section: ([start for start, _ in sorted(pairs)], list(accumulate((end for _, end in sorted(pairs)), max)))
+        section: ([start for start, _ in pairs], list(accumulate((end for _, end in pairs), max)))
         for section, pairs in extents.items()
     }
 
@@ -247,8 +257,12 @@ def _trampolines(file: Elf) -> dict[int, bytes]:
     if not starts:
         return found
     first = table.start + table.locals_ * elf.SYMBOL.size
+    room = table.room
     for entry, name in elf.Wanted(starts).entries(data, first, table.end, elf.SYMBOL.size):
         start = table.strings + name + len(stem)
         if data[start] and data[first + entry * elf.SYMBOL.size + elf.INFO_FIELD] >> 4 == elf.STB_GLOBAL:
             found[table.locals_ + entry] = bytes(data[start : data.index(0, start)])
+            room -= len(found[table.locals_ + entry])
+            if room < 0:
+                raise MalformedError("names that are longer than any name", offset=table.strings)
     return found

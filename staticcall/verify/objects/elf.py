@@ -84,6 +84,11 @@ class Symbols(NamedTuple):
     extended_section: int
 
     @property
+    def room(self) -> int:
+        """More bytes than names have that are kept at once, though some share their ends."""
+        return 4 * (self.strings_end - self.strings) + (1 << 20)
+
+    @property
     def end(self) -> int:
         """The file offset behind the table."""
         return self.start + self.total * SYMBOL.size

@@ -67,8 +67,13 @@ def named_symbols(file: Elf, stem: bytes) -> Iterator[Symbol]:
     while at >= 0:
         starts.add(at - table.strings)
         at = file.data.find(stem, at + 1, table.strings_end)
+    room = table.room
     for number, _ in elf.Wanted(starts).entries(file.data, table.start, table.end, elf.SYMBOL.size):
-        yield file.symbol(number)
+        symbol = file.symbol(number)
+        room -= len(symbol.name)
+        if room < 0:
+            raise MalformedError("names that are longer than any name", offset=table.strings)
+        yield symbol
 
 
 def _sites(file: Elf) -> dict[Place, Site]:
@@ -81,10 +86,25 @@ def _sites(file: Elf) -> dict[Place, Site]:
     if tables:
         return {place: site for table in tables for place, site in _recorded(file, table)}
     calls = Calls(file, got=True)
-    return {
+    found = {
         (section, opcode): Site(calls.trampolines[calls.named[section, field][2]], kind.tail)
         for section, field, opcode, kind in calls.unrecorded(frozenset())
     }
+    return found | dict(_through_sections(file, calls))
+
+
+def _through_sections(file: Elf, calls: Calls) -> Iterator[tuple[Place, Site]]:
+    """The sites whose relocation leads to a trampoline by its section's symbol and an offset."""
+    homes = {file.symbol(number).section for number in calls.trampolines} - {elf.SHN_UNDEF}
+    bases = [
+        n for n in range(file.symbol_count) if (s := file.symbol(n)).type == elf.STT_SECTION and s.section in homes
+    ]
+    for section, field in calls.relocated_by(bases) if bases else ():
+        for opcode in (field - 1, field - 2):
+            branch = calls.branch_at(section, opcode)
+            if branch is not None and branch[0] == field and len(branch[2]) == 1:
+                yield (section, opcode), Site(branch[2][0], branch[1])
+                break
 
 
 def _recorded(file: Elf, table: int) -> Iterator[tuple[Place, Site]]:

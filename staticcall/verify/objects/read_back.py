@@ -7,6 +7,7 @@ the numbers (both measured with LIEF 1.0). It takes a third of a second to impor
 from __future__ import annotations
 
 import warnings
+from array import array
 from collections.abc import Iterator
 from itertools import zip_longest
 from pathlib import Path
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 _TYPE_MASK = (1 << 27) - 1
 _SECTION_TYPE_MASK = (1 << 32) - 1
 _STRINGS = "utf-8"
+_MOST_NAMES = 1 << 26
+_MOST_COPIES = 1 << 29
 
 # Made of plain values, so that what two readers see can be compared.
 _Facts = tuple[object, ...]
@@ -39,6 +42,7 @@ def reads_back(path: Path) -> None:
         own = elf.read(data)
         if not own.header[elf.SHNUM]:
             return  # more sections than the header can count, of which LIEF sees none
+        _check_names(own)
         other = _parse(data)
         views = (
             ("relocation", _once(_relocations(own)), _once(_lief_relocations(other))),
@@ -54,6 +58,29 @@ def reads_back(path: Path) -> None:
                         raise VerificationError(
                             f"LIEF sees {what} number {number} as {_shown(there)}, not {_shown(here)}"
                         )
+
+
+def _check_names(own: elf.Elf) -> None:
+    """See that there are not more bytes of names than any file has: those that share their ends could be any number.
+
+    LIEF copies the name of every section and symbol, and of every relocation's symbol once more when it is asked.
+    Raises `MalformedError`.
+    """
+    names = array("Q")
+    room = _MOST_NAMES - sum(len(own.name(section)) for section in range(own.section_count))
+    for number in range(own.symbol_count):
+        names.append(len(own.symbol_name(number)))
+        room -= names[-1]
+        if room < 0:
+            break
+    copies = 0
+    for table, kind in enumerate(own.types):
+        if kind in (elf.SHT_RELA, elf.SHT_REL):
+            size = elf.RELA.size if kind == elf.SHT_RELA else elf.REL.size
+            numbers = elf.cells("I", own.content(table)[: own.sizes[table] // size * size])[3 :: size // 4]
+            copies += sum(names[number] for number in numbers if number < len(names))
+    if room < 0 or copies > _MOST_COPIES:
+        raise MalformedError("names that are longer than any name")
 
 
 def _parse(data: bytes) -> lief.ELF.Binary:
@@ -75,6 +102,11 @@ def _shown(facts: _Facts | None) -> str:
 
 def _text(name: bytes) -> str:
     return name.decode(_STRINGS, errors="replace")
+
+
+def _lief_text(name: str | bytes) -> str:
+    """A name, which LIEF gives as bytes where it is no UTF-8."""
+    return name if isinstance(name, str) else _text(name)
 
 
 def _sections(file: elf.Elf) -> Iterator[_Facts]:
@@ -100,7 +132,7 @@ def _lief_sections(binary: lief.ELF.Binary) -> Iterator[_Facts]:
         kind = int(s.type) & _SECTION_TYPE_MASK
         empty = kind in (elf.SHT_NULL, elf.SHT_NOBITS)
         yield (
-            s.name,
+            _lief_text(s.name),
             kind,
             int(s.flags),
             s.file_offset,
@@ -121,7 +153,7 @@ def _symbols(file: elf.Elf) -> Iterator[_Facts]:
 
 def _lief_symbols(binary: lief.ELF.Binary) -> Iterator[_Facts]:
     for s in binary.symbols:
-        yield (s.name, s.information, s.other, s.value, s.size)
+        yield (_lief_text(s.name), s.information, s.other, s.value, s.size)
 
 
 def _relocations(file: elf.Elf) -> Iterator[_Facts]:
@@ -136,7 +168,7 @@ def _relocations(file: elf.Elf) -> Iterator[_Facts]:
             raise MalformedError("a relocation table with half an entry", offset=file.offsets[table])
         for offset, type_, number, *addend in layout.iter_unpack(file.content(table)):
             symbol = file.symbol(number)
-            yield (section, offset, type_, sum(addend), number, _text(symbol.name), symbol.value)
+            yield (section, offset, type_ & _TYPE_MASK, sum(addend), number, _text(symbol.name), symbol.value)
 
 
 def _once(relocations: Iterator[_Facts]) -> Iterator[_Facts]:
@@ -151,6 +183,6 @@ def _once(relocations: Iterator[_Facts]) -> Iterator[_Facts]:
 def _lief_relocations(binary: lief.ELF.Binary) -> Iterator[_Facts]:
     for r in binary.object_relocations:
         section, symbol = r.section, r.symbol
-        name, value = (symbol.name, symbol.value) if symbol else ("", 0)
-        where = section.name if section else ""
+        name, value = (_lief_text(symbol.name), symbol.value) if symbol else ("", 0)
+        where = _lief_text(section.name) if section else ""
         yield (where, r.address, int(r.type) & _TYPE_MASK, r.addend, r.info, name, value)
