@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -168,3 +169,14 @@ def test_a_linked_program_has_the_sites_of_its_object(workshop: Workshop) -> Non
             for image in (report(path), program)
         )
         assert one == other
+
+
+def test_an_object_that_names_the_ends_of_a_linked_table_has_none(tmp_path: Path) -> None:
+    """As the kernel's own code for static calls does, and any program that walks its table."""
+    source, path = tmp_path / "walk.c", tmp_path / "walk.o"
+    source.write_text(
+        "extern int __start_static_call_sites[], __stop_static_call_sites[];\n"
+        "long walk(void) { return __stop_static_call_sites - __start_static_call_sites; }\n"
+    )
+    subprocess.run(["gcc", "-O2", "-c", source, "-o", path], check=True)
+    assert report(path)["sites"] == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from tests.support.object_patches import (
 )
 from tests.support.objects import Objects
 from tests.support.tool import digest, refused, report, staticcall, succeed, validate
-from tests.support.toolchain import run
+from tests.support.toolchain import run, source
 from tests.support.user_objects import Workshop, prints
 
 pytestmark = pytest.mark.usefixtures("made")  # the tools that it needs are needed here
@@ -228,3 +229,12 @@ def test_a_site_that_is_a_trampoline_is_not_patched(made: Objects, tmp_path: Pat
     refused("patch", made("chain", "clang"), *wish, "-o", patched, code="site-is-trampoline")
     assert not patched.exists()
     succeed("patch", made("chain", "clang"), "--set", "last=elsewhere", "-o", patched)
+
+
+@pytest.mark.parametrize("wish", [("--bind",), ("--set", "alpha=alpha_fast"), ("--set", "alpha=RET0")])
+def test_sites_that_read_the_key_follow_it(wish: tuple[str, ...], tmp_path: Path) -> None:
+    """The fixture's object has every form of a site, one of which calls through the key's own pointer."""
+    original, patched = tmp_path / "calls.o", tmp_path / "patched.o"
+    subprocess.run(["gcc", "-O2", "-c", source("calls"), "-o", original], check=True)
+    succeed("patch", original, *wish, "-o", patched)
+    succeed("verify", original, patched)

@@ -7,8 +7,7 @@ from typing import Any
 
 import click
 
-from staticcall.cli.options import version_option
-from staticcall.cli.quick import Option
+from staticcall.cli.options import parameters_of, version_option
 
 
 def command_of(module: ModuleType) -> click.Command:
@@ -24,22 +23,7 @@ def command_of(module: ModuleType) -> click.Command:
         help=module.HELP,
         params=[
             click.Argument(["files"], nargs=-1, required=True, type=click.Path(), metavar="FILE..."),
-            *map(_option, module.OPTIONS),
+            *(click.Option([*option.names, option.key], **parameters_of(option)) for option in module.OPTIONS),
         ],
     )
     return version_option(command)
-
-
-def _option(option: Option) -> click.Option:
-    names = [*option.names, option.key]
-    if option.kind == "flag":
-        return click.Option(names, is_flag=True, help=option.help)
-    kind = {"text": click.STRING, "path": click.Path(), "count": click.IntRange(1)}[option.kind]
-    return click.Option(
-        names,
-        type=kind,
-        default=option.default,
-        show_default=option.default is not None,
-        metavar=option.metavar,
-        help=option.help,
-    )

@@ -17,7 +17,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from staticcall.cli.options import NO_LINE, is_line
+from staticcall.cli.look import NO_LINE, is_line
 from staticcall.errors import InputError, UsageError
 from staticcall.model.sites import Policy, PolicyName
 from staticcall.pipeline.look import Look

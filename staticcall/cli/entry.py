@@ -8,7 +8,7 @@ from importlib import import_module
 from staticcall.cli.outcome import exit_code_of
 from staticcall.cli.quick import parse
 
-QUICK = ("annotate",)
+QUICK = ("report", "annotate")
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -10,51 +10,35 @@ from typing import Any, TypeVar
 import click
 
 from staticcall import __version__
-from staticcall.model.sites import Policy, PolicyName
-from staticcall.pipeline.look import Look
+from staticcall.cli.look import LOOK_OPTIONS, look_of
+from staticcall.cli.quick import Option
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_SMALLEST_LINE, _LARGEST_LINE = 8, 4096
-NO_LINE = f"no power of two from {_SMALLEST_LINE} to {_LARGEST_LINE}"
-
 INPUT_FILE = click.Path(path_type=Path)
-
-
-def is_line(value: int) -> bool:
-    """Whether a cache line can have so many bytes."""
-    return not value & (value - 1) and _SMALLEST_LINE <= value <= _LARGEST_LINE
-
-
-def _line(_context: click.Context, _parameter: click.Parameter, value: int) -> int:
-    if not is_line(value):
-        raise click.BadParameter(f"{value} is {NO_LINE}")
-    return value
-
-
-_LOOK_OPTIONS = (
-    click.option(
-        "--policy",
-        type=click.Choice([name.value for name in PolicyName]),
-        default=PolicyName.LUTOMIRSKI.value,
-        show_default=True,
-        help="Which sites are patched directly.",
-    ),
-    click.option(
-        "--line",
-        type=int,
-        default=64,
-        show_default=True,
-        callback=_line,
-        help=f"Bytes in a cache line, a power of two from {_SMALLEST_LINE} to {_LARGEST_LINE}.",
-    ),
-    click.option("--key", metavar="GLOB", help="Only keys whose name matches."),
-    click.option("--table", metavar="START:STOP", help="Where the records are: addresses in hex, or symbols."),
-)
 
 version_option = click.version_option(__version__, prog_name="staticcall")
 quiet_option = click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 verbose_option = click.option("-v", "--verbose", is_flag=True, help="Show all, not only the first.")
+
+
+def parameters_of(option: Option) -> dict[str, Any]:
+    """What click's option takes by keyword."""
+    if option.kind == "flag":
+        return {"is_flag": True, "help": option.help}
+    kinds: dict[str, click.ParamType[Any]] = {"text": click.STRING, "path": click.Path(), "count": click.IntRange(1)}
+    return {
+        "type": click.Choice(option.choices) if option.kind == "choice" else kinds[option.kind],
+        "default": option.default,
+        "show_default": option.default is not None,
+        "metavar": option.metavar,
+        "help": option.help,
+    }
+
+
+def as_decorator(option: Option) -> Callable[[F], F]:
+    """An option of a quick command for one that is click's from the start."""
+    return click.option(*option.names, option.key, **parameters_of(option))
 
 
 def look_options(function: F) -> F:
@@ -62,9 +46,9 @@ def look_options(function: F) -> F:
 
     @functools.wraps(function)
     def wrapped(*args: object, policy: str, line: int, key: str | None, table: str | None, **rest: object) -> object:
-        look = Look(policy=Policy(PolicyName(policy), line), keys=key, table=table)
+        look = look_of({"policy": policy, "line": line, "key": key, "table": table})
         return function(*args, look=look, **rest)
 
-    for option in reversed(_LOOK_OPTIONS):
-        wrapped = option(wrapped)
+    for option in reversed(LOOK_OPTIONS):
+        wrapped = as_decorator(option)(wrapped)
     return wrapped  # type: ignore[return-value]  # the decorator changes the parameters, as click's do

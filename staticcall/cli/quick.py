@@ -6,13 +6,16 @@ which is built from the same values (`staticcall.cli.clicked`).
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
+
+_DIGITS = 9
 
 
 class Option(NamedTuple):
     """One option of a command.
 
-    `kind` is `flag`, `text`, `path` or `count`, a number of 1 or more; `key` is how its value is called.
+    `kind` is `flag`, `text`, `path`, `choice` of `choices`, or `count`, a number of 1 or more; `key` is how its value
+    is called.
     """
 
     names: tuple[str, ...]
@@ -21,18 +24,7 @@ class Option(NamedTuple):
     help: str
     default: Any = None
     metavar: str | None = None
-
-
-class Command(Protocol):
-    """A module that is a command: its positional files, its options, and what it does with them."""
-
-    NAME: str
-    OPTIONS: tuple[Option, ...]
-    __doc__: str | None
-
-    def run(self, files: tuple[str, ...], values: dict[str, Any]) -> int:
-        """Do it; returns the exit code."""
-        ...
+    choices: tuple[str, ...] = ()
 
 
 def parse(options: Sequence[Option], arguments: Sequence[str]) -> tuple[tuple[str, ...], dict[str, Any]] | None:
@@ -55,9 +47,11 @@ def parse(options: Sequence[Option], arguments: Sequence[str]) -> tuple[tuple[st
         if not value or value.startswith("-"):
             return None
         if option.kind == "count":
-            if not value.isascii() or not value.isdigit() or not int(value):
+            if not value.isascii() or not value.isdigit() or len(value) > _DIGITS or not int(value):
                 return None
             values[option.key] = int(value)
+        elif option.kind == "choice" and value not in option.choices:
+            return None
         else:
             values[option.key] = value
     return (tuple(files), values) if files and all(files) else None

@@ -2,80 +2,79 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
-import click
-
-from staticcall.cli.options import INPUT_FILE, look_options, quiet_option, verbose_option, version_option
+from staticcall.cli.look import LOOK_OPTIONS, look_of
 from staticcall.cli.outcome import complain
+from staticcall.cli.quick import Option
 from staticcall.errors import ExitCode
 from staticcall.model.sites import Severity
 from staticcall.pipeline.batch import Format, Rendered, join, publish, render_files
-from staticcall.pipeline.look import Look
 
 _RANKS = {"note": 1, "warning": 2, "error": 3, "never": 4}
 
 
-@click.command("report")
-@click.argument("files", nargs=-1, required=True, type=INPUT_FILE, metavar="FILE...")
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice([form.value for form in Format]),
-    default=Format.TEXT.value,
-    show_default=True,
-    help="Text for people, JSON for programs, a line per file for many files.",
-)
-@click.option("--output", type=INPUT_FILE, help="Write to a file instead of standard output.")
-@click.option("--scan", is_flag=True, help="Search the code as well as the table.")
-@click.option("--hash", "hashed", is_flag=True, help="Add each file's SHA-256.")
-@click.option(
-    "--fail-on",
-    type=click.Choice(list(_RANKS)),
-    default="error",
-    show_default=True,
-    help="Exit with 1 for findings this bad or worse.",
-)
-@click.option("-j", "--jobs", type=click.IntRange(1), default=1, show_default=True, help="Files at a time.")
-@verbose_option
-@quiet_option
-@look_options
-@version_option
-def command(
-    files: tuple[Path, ...],
-    form: str,
-    output: Path | None,
-    scan: bool,
-    hashed: bool,
-    fail_on: str,
-    jobs: int,
-    verbose: bool,
-    quiet: bool,
-    look: Look,
-) -> int:
-    """Report on static calls; changes nothing.
+NAME = "report"
 
-    \b
-    Examples:
-      staticcall report vmlinux
-      staticcall report --policy kernel --key 'tp_func_*' -v vmlinux
-      staticcall report --format json --output report.json vmlinux
-      staticcall report --scan --fail-on warning app libapp.so
-    """
-    look = look._replace(scan=scan, hashed=hashed)
+OPTIONS = (
+    Option(
+        ("--format",),
+        "form",
+        "choice",
+        "Text for people, JSON for programs, a line per file for many files.",
+        default=Format.TEXT.value,
+        choices=tuple(form.value for form in Format),
+    ),
+    Option(("--output",), "output", "path", "Write to a file instead of standard output."),
+    Option(("--scan",), "scan", "flag", "Search the code as well as the table.", default=False),
+    Option(("--hash",), "hashed", "flag", "Add each file's SHA-256.", default=False),
+    Option(
+        ("--fail-on",),
+        "fail_on",
+        "choice",
+        "Exit with 1 for findings this bad or worse.",
+        default="error",
+        choices=tuple(_RANKS),
+    ),
+    Option(("-j", "--jobs"), "jobs", "count", "Files at a time.", default=1),
+    Option(("-v", "--verbose"), "verbose", "flag", "Show all, not only the first.", default=False),
+    Option(("--quiet",), "quiet", "flag", "Print nothing but errors.", default=False),
+    *LOOK_OPTIONS,
+)
+
+HELP = """Report on static calls; changes nothing.
+
+Objects and archives (.o, .ko, .a) are read as well as linked files.
+
+\b
+Examples:
+  staticcall report vmlinux
+  staticcall report --policy kernel --key 'tp_func_*' -v vmlinux
+  staticcall report --format json --output report.json vmlinux
+  staticcall report --scan --fail-on warning app libapp.so
+"""
+
+
+def run(files: tuple[str, ...], values: dict[str, Any]) -> int:
+    """Report; returns the worst exit code of all files."""
+    look = look_of(values)._replace(scan=values["scan"], hashed=values["hashed"])
+    paths = tuple(Path(file) for file in files)
+    form = Format(values["form"])
     codes: list[int] = []
-    rendered = _noted(render_files(files, look, Format(form), verbose=verbose, jobs=jobs), codes, fail_on)
-    pieces = join(rendered, Format(form), look.policy)
-    if output is not None:
+    reports = render_files(paths, look, form, verbose=values["verbose"], jobs=values["jobs"])
+    pieces = join(_noted(reports, codes, values["fail_on"]), form, look.policy)
+    if values["output"] is not None:
         text = list(pieces)
         # Half a report looks like a whole one to whoever reads it later.
         if max(codes, default=0) <= ExitCode.FINDINGS:
-            publish(output, text, files)
+            publish(Path(values["output"]), text, paths)
     else:
         for piece in pieces:
-            if not quiet:
-                click.echo(piece, nl=False)
+            if not values["quiet"]:
+                sys.stdout.write(piece)
     return max(codes, default=0)
 
 

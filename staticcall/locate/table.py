@@ -34,6 +34,8 @@ def find_table(image: Image, symbols: Mapping[str, Symbol], wanted: str | None =
         pieces = _pieces(image, whole) or [(whole.start, 0)]
         (start, _), (end, size) = pieces[0], pieces[-1]
         return _checked(image, whole._replace(start=start, stop=end + size))
+    if image.placement is not None:
+        return None  # an object may name the ends of a table that only a linker makes
     first, last = symbols.get(static_call.TABLE_START), symbols.get(static_call.TABLE_STOP)
     if first and last:
         return _checked(image, Table(first.address, last.address, "start and stop symbols"))

@@ -65,7 +65,11 @@ def check_call(after: Elf, call: Call) -> None:
     if call.slot is None or call.trampoline is None:
         raise VerificationError(f"{shown} changed, whose key and trampoline are not both here")
     target = call.slot[1].after.target
-    own: tuple[Target, ...] = (("place", b"", *call.trampoline[0]), ("symbol", TRAMPOLINE + call.name, 0, 0))
+    own: tuple[Target, ...] = (
+        ("place", b"", *call.trampoline[0]),
+        ("symbol", TRAMPOLINE + call.name, 0, 0),
+        ("slot", b"", *call.slot[0]),
+    )
     if target in (UNKNOWN, *own):
         _refuse(after, call, call.slot[0], "the key leads nowhere")
     _check_target(after, call, target)

@@ -55,7 +55,8 @@ _WIDTHS = {Form.SHORT_JMP: 1}
 SLOT_SIZE = 8
 TRAMPOLINE_CODE = 5
 
-# What a static call leads to: NULL, RET0, a place in this file, or a symbol of another one.
+# What a static call leads to: NULL, RET0, a place in this file, what a slot at a place holds, or a symbol of another
+# file.
 Target = tuple[str, bytes, int, int]
 NULL: Target = ("NULL", b"", 0, 0)
 RET0: Target = ("RET0", b"", 0, 0)
@@ -101,6 +102,9 @@ def site_state(file: Elf, place: Place, entries: Entries) -> State:
     if relocation is not None:
         if relocation[1] in _TYPES.get(form, _BRANCH_TYPES):
             target = _branch_target(file, relocation, width)
+        elif form in _INDIRECT and relocation[1] in _BRANCH_TYPES:
+            kind, name, home, offset = target_of(file, relocation[2], relocation[3] + width)
+            target = ("slot", name, home, offset) if kind == "place" else UNKNOWN
     elif form not in _INDIRECT:
         target = ("place", b"", section, field + width + int.from_bytes(below, "little", signed=True))
     if target == NULL and form not in TAILS:
