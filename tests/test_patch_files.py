@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from staticcall import verify
 from staticcall.errors import VerificationError
+from staticcall.verify import proof
 from tests.support import calls_model, toolchain
 from tests.support.programs import Builder
 from tests.support.tool import (
@@ -228,7 +228,7 @@ def test_what_is_not_proved_does_not_appear(program: Path, monkeypatch: pytest.M
         assert patched.exists()
         raise VerificationError("something is not as it should be", path=patched, offset=16)
 
-    monkeypatch.setattr(verify, "prove", prove)
+    monkeypatch.setattr(proof, "prove", prove)
     for options in (["-o", str(program.with_name("out"))], ["--in-place"]):
         outcome = staticcall("patch", program, *options, *FAST, "--edits", program.with_name("edits"))
         assert (outcome.code, outcome.out) == (5, "")

@@ -11,7 +11,7 @@ from staticcall.cli.config import read_config
 from staticcall.cli.options import INPUT_FILE, look_options, quiet_option, verbose_option, version_option
 from staticcall.errors import ExitCode, UsageError
 from staticcall.pipeline.look import Look
-from staticcall.pipeline.patch import FORCEABLE, Wishes, describe, output_of, patch_image
+from staticcall.pipeline.patch import FORCEABLE, Outputs, Wishes, describe, output_of, patch_image
 
 
 @click.command("patch")
@@ -70,9 +70,8 @@ def command(
         look, wishes = read_config(config, look, wishes, _given())
     others = (edits, report_path, config)
     target = None if dry_run else output_of(file, output, in_place=in_place, others=others)
-    patched = patch_image(
-        file, look, wishes, output=target, edits=edits, report=report_path, strip_signature=strip_signature
-    )
+    outputs = Outputs(target, edits, report_path)
+    patched = patch_image(file, look, wishes, outputs, strip_signature=strip_signature)
     if not quiet:
         name = click.format_filename(file)
         click.echo(

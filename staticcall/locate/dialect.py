@@ -10,8 +10,9 @@ import re
 from collections.abc import Mapping
 
 from staticcall.abi import static_call
-from staticcall.model.image import Image, Symbol
+from staticcall.model.image import Image
 from staticcall.model.sites import Dialect
+from staticcall.model.symbols import Symbol
 
 # A kernel says so in its banner, a module in its `.modinfo`.
 _VERSION = re.compile(r"(?:Linux version |vermagic=)(\d+)\.(\d+)")

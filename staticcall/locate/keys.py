@@ -9,8 +9,9 @@ from staticcall.abi import elf64, static_call
 from staticcall.errors import MalformedError
 from staticcall.locate.table import Record
 from staticcall.locate.trampolines import base_name
-from staticcall.model.image import Image, Relocation, Symbol
+from staticcall.model.image import Image, Relocation
 from staticcall.model.sites import Key, Site, Slot, Trampoline
+from staticcall.model.symbols import Symbol
 
 
 def locate_keys(

@@ -8,8 +8,9 @@ from staticcall.abi import static_call
 from staticcall.locate.relocated import relocated_sites
 from staticcall.locate.table import Record
 from staticcall.locate.trampolines import base_name
-from staticcall.model.image import Placement, Symbol
+from staticcall.model.image import Placement
 from staticcall.model.sites import Site, Source
+from staticcall.model.symbols import Symbol
 
 
 def with_relocated(

@@ -5,8 +5,9 @@ from typing import NamedTuple
 
 from staticcall.abi import elf64, static_call
 from staticcall.errors import MalformedError, UsageError
-from staticcall.model.image import Image, Symbol
+from staticcall.model.image import Image
 from staticcall.model.sites import Table
+from staticcall.model.symbols import Symbol
 
 
 class Record(NamedTuple):

@@ -14,8 +14,9 @@ from collections.abc import Iterable
 from staticcall.abi import static_call, x86
 from staticcall.abi.static_call import TRAMPOLINE_SIZE
 from staticcall.model.form import Form
-from staticcall.model.image import Image, Symbol
+from staticcall.model.image import Image
 from staticcall.model.sites import Site, Trampoline, TrampolineForm
+from staticcall.model.symbols import Symbol
 
 _PATCHABLE = {Form.TAIL_JMP: TrampolineForm.JMP, Form.INDIRECT_JMP: TrampolineForm.INDIRECT_JMP}
 

@@ -12,7 +12,8 @@ from typing import NamedTuple
 from staticcall.abi import elf64
 from staticcall.errors import MalformedError
 from staticcall.model.form import Form
-from staticcall.model.image import MOST_NAMES, Section
+from staticcall.model.image import Section
+from staticcall.model.symbols import MOST_NAMES
 
 # Starts in ascending order, and for each the farthest end of all extents so far: they may overlap.
 Extents = tuple[list[int], list[int]]

@@ -12,19 +12,19 @@ from staticcall.model.change import Plan, Proof
 from staticcall.model.image import Image
 from staticcall.pipeline.batch import document_of
 from staticcall.pipeline.look import Look, archive_at, judge_for
-from staticcall.pipeline.retarget import refuse_signed, retarget_object, rewritten
+from staticcall.pipeline.outputs import Outputs, stage_texts
+from staticcall.pipeline.retarget import refuse_signed, retarget_object
 from staticcall.plan.planner import make_plan, require_wish
 from staticcall.plan.safety import FORCEABLE
 from staticcall.plan.wishes import Wishes
 from staticcall.read.btf import functions_returning
 from staticcall.read.image import open_image
 from staticcall.read.source import read_whole, sha256_of
-from staticcall.report.json import render_edits
 from staticcall.report.text import render_plan, render_proof
 from staticcall.write.files import followed, refuse_collisions, refuse_input_as_output
-from staticcall.write.stage import stage, stage_text
+from staticcall.write.stage import stage
 
-__all__ = ["FORCEABLE", "Patched", "Wishes", "describe", "output_of", "patch_image", "read_whole"]
+__all__ = ["FORCEABLE", "Outputs", "Patched", "Wishes", "describe", "output_of", "patch_image", "read_whole"]
 
 
 class Patched(NamedTuple):
@@ -34,72 +34,51 @@ class Patched(NamedTuple):
     proof: Proof | None
 
 
-def patch_image(
-    path: Path,
-    look: Look,
-    wishes: Wishes,
-    *,
-    output: Path | None,
-    edits: Path | None = None,
-    report: Path | None = None,
-    strip_signature: bool = False,
-) -> Patched:
-    """Rewrite one file to `output`, or only plan it where `output` is None.
+def patch_image(path: Path, look: Look, wishes: Wishes, outputs: Outputs, *, strip_signature: bool = False) -> Patched:
+    """Rewrite one file, or only plan it where there is no output.
 
-    `output` may be `path` itself, which is then replaced. `edits` gets the undo file and `report` the JSON
-    report of the result. A module's signature is only dropped with `strip_signature`. Nothing appears under any
-    of the three names unless the proof of the whole file held. Raises `UnsafeError` for what would crash later,
-    `VerificationError` when the proof fails.
+    The output may be `path` itself, which is then replaced. A module's signature is only dropped with
+    `strip_signature`. Nothing appears under any of the three names unless the proof of the whole file held. Raises
+    `UnsafeError` for what would crash later, `VerificationError` when the proof fails.
     """
     require_wish(wishes)
     if archive_at(path):
         raise UnsupportedError("is an archive", path=path, advice="extract the member, patch it, and put it back")
     with open_image(path) as image:
         refuse_signed(image, strip_signature=strip_signature)
-        if output is None:
-            planned = _plan(image, look, wishes)[0]
-            if image.placement is not None:
-                planned, _ = rewritten(image, planned, strip_signature=strip_signature)
-            return Patched(planned, None)
         if image.placement is not None:
-            plan, proof = retarget_object(
-                path,
-                image,
-                _plan(image, look, wishes)[0],
-                look,
-                output=output,
-                edits=edits,
-                report=report,
-                strip_signature=strip_signature,
-            )
-            return Patched(plan, proof)
-        from staticcall.verify.proof import prove  # noqa: PLC0415 - a plan alone needs neither decoder nor reader
+            plan, _ = _plan(image, look, wishes)
+            return Patched(*retarget_object(path, image, plan, look, outputs, strip_signature=strip_signature))
+        if outputs.output is None:
+            return Patched(_plan(image, look, wishes)[0], None)
+        return _patch_linked(path, image, look, wishes, outputs, outputs.output)
 
-        with stage(path, output) as staged:
-            # While the file is being copied there is time to think.
-            plan, table = _plan(image, look, wishes)
-            # The edits are sorted and disjoint, and each carries the bytes that it replaces.
-            staged.apply(plan.edits)
-            # The staged file is complete, has a temporary name, and is on its way to the disk.
-            with _named_instead_of(staged.path, path):
-                proof = prove(path, staged.path, plan.edits, table=table, allowed=wishes.forced)
-            # Another reader and another decoder found the plan, the whole plan and nothing but the plan.
-            image.source.check_unchanged()
-            with ExitStack() as texts:
-                ready = []
-                if edits is not None:
-                    undo = render_edits(plan, sha256_of(path), sha256_of(staged.path))
-                    ready.append(texts.enter_context(stage_text(edits, undo)))
-                if report is not None:
-                    with _named_instead_of(output, path):
-                        document = document_of(staged.path, look._replace(keys=None), name=output)
-                    ready.append(texts.enter_context(stage_text(report, document)))
-                staged.flush()
-                # All is on the disk and only lacks its name. The undo file comes first: never a patched file
-                # without the way back.
-                for publish in ready:
-                    publish()
-                staged.publish()
+
+def _patch_linked(path: Path, image: Image, look: Look, wishes: Wishes, outputs: Outputs, output: Path) -> Patched:
+    from staticcall.verify.proof import prove  # noqa: PLC0415 - a plan alone needs neither decoder nor reader
+
+    def document() -> list[str]:
+        with _named_instead_of(output, path):
+            return document_of(staged.path, look._replace(keys=None), name=output)
+
+    with stage(path, output) as staged:
+        # While the file is being copied there is time to think.
+        plan, table = _plan(image, look, wishes)
+        # The edits are sorted and disjoint, and each carries the bytes that it replaces.
+        staged.apply(plan.edits)
+        # The staged file is complete, has a temporary name, and is on its way to the disk.
+        with _named_instead_of(staged.path, path):
+            proof = prove(path, staged.path, plan.edits, table=table, allowed=wishes.forced)
+        # Another reader and another decoder found the plan, the whole plan and nothing but the plan.
+        image.source.check_unchanged()
+        with ExitStack() as texts:
+            ready = stage_texts(texts, outputs, plan, lambda: (sha256_of(path), sha256_of(staged.path)), document)
+            staged.flush()
+            # All is on the disk and only lacks its name. The undo file comes first: never a patched file
+            # without the way back.
+            for publish in ready:
+                publish()
+            staged.publish()
     return Patched(plan, proof)
 
 

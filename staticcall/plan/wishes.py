@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 from staticcall.abi import elf64, static_call
 from staticcall.errors import UnsafeError, UsageError
-from staticcall.model.image import Image, Symbol
+from staticcall.model.image import Image
 from staticcall.model.sites import Key, Located, Target, TargetKind
+from staticcall.model.symbols import Symbol
 
 # What compilers put in front of a function: padding, and the hash of its type.
 _NO_FUNCTIONS = ("__pfx_", "__cfi_")

@@ -18,8 +18,9 @@ from typing import Final
 
 from staticcall.abi import elf64, static_call
 from staticcall.errors import MalformedError, UnsupportedError
-from staticcall.model.image import Image, Placement, Relocation, Section, Segment, SymbolTable
+from staticcall.model.image import Image, Placement, Relocation, Section, Segment
 from staticcall.model.object import ObjectFile
+from staticcall.model.symbols import SymbolTable
 from staticcall.read.notes import build_id_of
 from staticcall.read.object import BytesSource
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from staticcall.errors import MalformedError
-from staticcall.model.image import MOST_NAMES
+from staticcall.model.symbols import MOST_NAMES
 
 
 class Strings:

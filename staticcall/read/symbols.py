@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from staticcall.abi import elf64
 from staticcall.errors import MalformedError
-from staticcall.model.image import NO_SYMBOLS, ByteSource, Section, SymbolTable
+from staticcall.model.image import ByteSource, Section
+from staticcall.model.symbols import NO_SYMBOLS, SymbolTable
 
 
 def read_symbols(source: ByteSource, sections: tuple[Section, ...]) -> SymbolTable:

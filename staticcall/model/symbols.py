@@ -1,0 +1,152 @@
+"""The symbol table of an image, asked in bulk."""
+
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+from itertools import compress
+from typing import NamedTuple
+
+from staticcall.abi import elf64
+from staticcall.errors import MalformedError
+
+
+class Symbol(NamedTuple):
+    """One entry of the symbol table."""
+
+    name: str
+    address: int
+    size: int
+    type: int
+    binding: int
+    section_index: int
+
+
+class SymbolTable:
+    """The symbol table as it is in the file, and never as 180,000 objects.
+
+    Reading a kernel's table entry by entry takes seconds. Most questions are about a few names or a few
+    addresses, so a whole column is walked inside C and only what fits becomes a `Symbol`.
+    """
+
+    __slots__ = ("_by_type", "_names", "_strings", "_table")
+
+    def __init__(self, table: bytes, strings: bytes) -> None:
+        self._table = table
+        self._strings = strings
+        # An entry is name(4) info(1) other(1) section(2) value(8) size(8): 6 words, 3 quads, 24 bytes.
+        self._names = elf64.column(table, "I", 0, 6)
+        self._by_type: dict[int, tuple[list[int], list[int]]] = {}
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def _symbols(self, numbers: Iterable[int]) -> Iterator[Symbol]:
+        """The symbols with these numbers, undefined ones left out."""
+        table, strings, size = self._table, self._strings, elf64.SYMBOL.size
+        unpack = elf64.SYMBOL.unpack_from
+        room = MOST_NAMES
+        for number in numbers:
+            name, info, _, section, value, extent = unpack(table, number * size)
+            end = strings.find(b"\0", name)
+            room -= end - name
+            if end < 0 or room < 0:
+                what = "runs past the string table" if end < 0 else "is longer than any name"
+                raise MalformedError(f"a symbol's name {what}", advice="the symbol table is damaged")
+            if section != elf64.SHN_UNDEF:
+                text = strings[name:end].decode("utf-8", "backslashreplace")
+                yield Symbol(text, value, extent, info & 0xF, info >> 4, section)
+
+    def _starting_at(self, offsets: set[int]) -> list[Symbol]:
+        # compress() and map() keep the walk over the column in C.
+        return list(self._symbols(compress(range(len(self._names)), map(offsets.__contains__, self._names))))
+
+    def _occurrences(self, needle: bytes) -> list[int]:
+        places = []
+        place = self._strings.find(needle)
+        while place >= 0:
+            places.append(place)
+            place = self._strings.find(needle, place + 1)
+        return places
+
+    def named(self, name: str) -> list[Symbol]:
+        """Every defined symbol of this name, in table order."""
+        return self._starting_at(set(self._occurrences(name.encode() + b"\0")))
+
+    def matching(self, stems: Iterable[tuple[bytes, tuple[int, ...]]]) -> list[Symbol]:
+        """Every defined symbol whose name contains one of the stems at one of its offsets, in table order.
+
+        A stem is a piece that some names share, and how many bytes of the name may stand before it. All
+        stems together cost one walk over the table.
+        """
+        # Linkers share the tails of strings, so a name may start inside another: every occurrence is a
+        # candidate, and the table's own offsets decide.
+        offsets: set[int] = set()
+        for stem, leads in stems:
+            places = self._occurrences(stem)
+            for lead in leads:
+                offsets.update([place - lead for place in places])
+        return self._starting_at(offsets)
+
+    def at(self, addresses: set[int]) -> dict[int, Symbol]:
+        """The best symbol that starts at each address: functions first, then global ones, then by table order."""
+        if not addresses:
+            return {}
+        best: dict[int, tuple[int, Symbol]] = {}
+        for symbol in self._symbols(self._numbers_at(addresses)):
+            if symbol.address not in addresses or symbol.type in _NO_PLACES:
+                continue
+            rank = 2 * (symbol.type in _FUNCTIONS) + (symbol.binding != elf64.STB_LOCAL)
+            if symbol.address not in best or rank > best[symbol.address][0]:
+                best[symbol.address] = (rank, symbol)
+        return {address: symbol for address, (_, symbol) in best.items()}
+
+    def _numbers_at(self, addresses: set[int]) -> Iterable[int]:
+        """Numbers of the symbols that may start at one of the addresses, few of them wrong."""
+        size = elf64.SYMBOL.size
+        if len(addresses) > _FEW:
+            values = elf64.column(self._table, "Q", 1, 3)
+            return compress(range(len(values)), map(addresses.__contains__, values))
+        # For a few addresses whole columns of bytes are compared at once, as masks in large integers.
+        fits = -1
+        for place in range(3):
+            wanted = bytes((address >> 8 * place) & 0xFF for address in addresses)
+            mask = bytes(byte in wanted for byte in range(256))
+            fits &= int.from_bytes(self._table[_VALUE_OFFSET + place :: size].translate(mask), "little")
+        return compress(range(len(self)), fits.to_bytes(len(self), "little"))
+
+    def names_at(self, addresses: Iterable[int]) -> dict[int, str]:
+        """The name of the best symbol that starts at each address, see `at`; 0 is NULL and has none."""
+        return {address: symbol.name for address, symbol in self.at(set(addresses) - {0}).items()}
+
+    def _numbers_of(self, type_: int) -> Iterator[int]:
+        infos = self._table[4 :: elf64.SYMBOL.size]
+        return (number for number, info in enumerate(infos) if info & 0xF == type_)
+
+    def containing(self, address: int, type_: int = elf64.STT_FUNC) -> Symbol | None:
+        """The function, or the symbol of another type, whose extent covers the address, or None."""
+        if type_ not in self._by_type:
+            values = elf64.column(self._table, "Q", 1, 3)
+            pairs = sorted((values[number], number) for number in self._numbers_of(type_))
+            self._by_type[type_] = ([value for value, _ in pairs], [number for _, number in pairs])
+        starts, numbers = self._by_type[type_]
+        position = bisect_right(starts, address) - 1
+        # Aliases and nested extents (a function's cold part, `__pfx_` symbols) stand next to each other.
+        for nearby in range(position, max(position - 4, -1), -1):
+            for symbol in self._symbols((numbers[nearby],)):
+                if symbol.address <= address < symbol.address + symbol.size:
+                    return symbol
+        return None
+
+    def function_names(self) -> list[str]:
+        """The names of all defined functions, for suggestions after a misspelt one."""
+        return [symbol.name for symbol in self._symbols(self._numbers_of(elf64.STT_FUNC))]
+
+
+# Up to this many addresses the masks of bytes are selective.
+_FEW = 32
+_VALUE_OFFSET = 8
+# Names share their ends, so many long ones fit in a small table: more than any file has, less than fills memory.
+MOST_NAMES = 1 << 28
+_NO_PLACES = frozenset({elf64.STT_SECTION, elf64.STT_FILE, elf64.STT_TLS})
+_FUNCTIONS = frozenset({elf64.STT_FUNC, elf64.STT_GNU_IFUNC})
+
+NO_SYMBOLS = SymbolTable(b"", b"")
