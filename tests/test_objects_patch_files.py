@@ -199,36 +199,49 @@ def test_wishes_may_come_from_a_file(workshop: Workshop, tmp_path: Path) -> None
 # ---- sites that no relocation names ----
 
 
-def test_sites_that_lead_to_the_trampoline_by_its_section_are_patched(made: Objects, tmp_path: Path) -> None:
-    original, patched = made("section_relative", "gcc"), tmp_path / "patched.o"
-    succeed("patch", original, "--set", "two=elsewhere", "--policy", "kernel", "-o", patched)
-    succeed("verify", original, patched)
-    after = elf_object.read(patched)
+def _led_elsewhere(path: Path) -> int:
+    """How many relocations of the code name the new target."""
+    after = elf_object.read(path)
     (relocations,) = after.named(".rela.text")
-    names = [after.symbols[entry.symbol].name for entry in after.relocations(relocations)]
-    assert names.count("elsewhere") == 2  # the call and the jcc
+    return [after.symbols[entry.symbol].name for entry in after.relocations(relocations)].count("elsewhere")
 
 
-def test_sites_without_any_relocation_go_by_their_trampoline(made: Objects, tmp_path: Path) -> None:
-    original, patched = made("nearby", "gcc"), tmp_path / "patched.o"
-    sites = report("--policy", "kernel", original)["sites"]
-    assert {(site["verdict"], site["reason"], *site["sources"]) for site in sites} == {
-        ("trampoline", "not-recorded", "scan")
-    }
-    succeed("patch", original, "--set", "near=elsewhere", "--policy", "kernel", "-o", patched)
-    succeed("verify", original, patched)
-    after = elf_object.read(patched)
-    (relocations,) = after.named(".rela.text")
-    names = [after.symbols[entry.symbol].name for entry in after.relocations(relocations)]
-    assert names.count("elsewhere") == 1
+@pytest.mark.parametrize(("name", "key", "sites"), [("section_relative", "two", 2), ("nearby", "near", 3)])
+def test_sites_that_no_relocation_names_are_patched_once_they_have_a_record(
+    name: str, key: str, sites: int, made: Objects, tmp_path: Path
+) -> None:
+    bare, annotated, patched = made(name, "gcc"), tmp_path / "annotated.o", tmp_path / "patched.o"
+    wish = ("--set", f"{key}=elsewhere", "--policy", "kernel")
+    succeed("patch", bare, *wish, "-o", patched)
+    succeed("verify", bare, patched)
+    at_trampoline = int(name == "nearby")  # which stands in the same section
+    assert _led_elsewhere(patched) == at_trampoline
+    succeed("annotate", bare, "-o", annotated)
+    succeed("patch", annotated, *wish, "-o", patched)
+    succeed("verify", annotated, patched)
+    assert _led_elsewhere(patched) == sites + at_trampoline
+
+
+def test_a_patch_of_an_object_without_a_table_loses_no_site(made: Objects, tmp_path: Path) -> None:
+    """One that went straight to its target could be found no more."""
+    bare, patched = made("two_keys", "gcc"), tmp_path / "patched.o"
+    key = report(bare)["keys"][0]["name"]
+    succeed("patch", bare, "--set", f"{key}=elsewhere", "--policy", "kernel", "-o", patched)
+    tables = []
+    for path in (bare, patched):
+        annotated = tmp_path / f"annotated-{path.name}"
+        succeed("annotate", path, "-o", annotated)
+        tables.append([(site["offset"], site["key"]) for site in report(annotated)["sites"]])
+    assert tables[0] == tables[1] != []
 
 
 def test_a_site_that_is_a_trampoline_is_not_patched(made: Objects, tmp_path: Path) -> None:
-    patched = tmp_path / "patched.o"
+    annotated, patched = tmp_path / "annotated.o", tmp_path / "patched.o"
+    succeed("annotate", made("chain", "clang"), "-o", annotated)
     wish = ("--set", "last=elsewhere", "--policy", "kernel")
-    refused("patch", made("chain", "clang"), *wish, "-o", patched, code="site-is-trampoline")
+    refused("patch", annotated, *wish, "-o", patched, code="site-is-trampoline")
     assert not patched.exists()
-    succeed("patch", made("chain", "clang"), "--set", "last=elsewhere", "-o", patched)
+    succeed("patch", annotated, "--set", "last=elsewhere", "-o", patched)
 
 
 @pytest.mark.parametrize("wish", [("--bind",), ("--set", "alpha=alpha_fast"), ("--set", "alpha=RET0")])

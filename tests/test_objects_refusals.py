@@ -168,11 +168,12 @@ def test_a_bound_target_that_no_symbol_can_say_is_refused(tmp_path: Path) -> Non
     """Clang's assembler leaves out symbols of sections, and a key may lead to behind a function's start."""
     lines = [
         "DEFINE one, f + 1",
-        ".text",
+        '.section .text.other, "ax", @progbits',
         "FUNCTION f",
         "nop",
         "ret",
         "END f",
+        ".text",
         "FUNCTION g",
         "call __SCT__one",
         "END g",
@@ -180,6 +181,7 @@ def test_a_bound_target_that_no_symbol_can_say_is_refused(tmp_path: Path) -> Non
     source, path = tmp_path / "made.S", tmp_path / "made.o"
     source.write_text("\n".join(['#include "static_call.inc"', *lines]) + "\n")
     run_tool("clang", f"-I{SOURCES}", "-c", source, "-o", path)
+    succeed("annotate", "--in-place", path)
     _refuse(path, "--bind", code="target-without-symbol")
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
-from staticcall.cli.outcome import complain
+from staticcall.cli.outcome import complain, say
 from staticcall.cli.quick import Option
-from staticcall.pipeline.annotate import Order, annotate_files, outputs_of
+from staticcall.pipeline.annotate import Order, annotate_files, order_of, outputs_of
 
 NAME = "annotate"
 
@@ -45,12 +44,12 @@ Examples:
 def run(files: tuple[str, ...], values: dict[str, Any]) -> int:
     """Annotate; returns the worst exit code of all files."""
     pairs = outputs_of(files, values["output"], values["folder"], in_place=values["in_place"])
-    order = Order(values["section"], values["module"])
+    order = order_of(values["section"], module=values["module"])
     code = 0
     for done in annotate_files(pairs, order, jobs=values["jobs"]):
         if done.error:
             complain(done.error)
             code = max(code, done.exit_code)
         elif not values["quiet"]:
-            sys.stdout.write(done.line + "\n")
+            say(done.line + "\n")
     return code

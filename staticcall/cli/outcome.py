@@ -15,7 +15,7 @@ def exit_code_of(command: Callable[[], object]) -> int:
     """Run a command to its end, say what went wrong, and give the exit code."""
     try:
         result = command()
-        if sys.stdout is not None:  # as it is where the shell closed it
+        if sys.stdout is not None:
             sys.stdout.flush()
     except StaticcallError as error:
         complain(str(error))
@@ -38,6 +38,12 @@ def exit_code_of(command: Callable[[], object]) -> int:
         complain("not enough memory for this file")
         return ExitCode.INPUT
     return result if isinstance(result, int) else ExitCode.DONE
+
+
+def say(text: str) -> None:
+    """Write to standard output, where there is one."""
+    if sys.stdout is not None:  # as it is where the shell closed it
+        sys.stdout.write(text)
 
 
 def complain(message: str) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from staticcall.cli.look import LOOK_OPTIONS, look_of
-from staticcall.cli.outcome import complain
+from staticcall.cli.outcome import complain, say
 from staticcall.cli.quick import Option
 from staticcall.errors import ExitCode
 from staticcall.model.sites import Severity
@@ -74,7 +73,7 @@ def run(files: tuple[str, ...], values: dict[str, Any]) -> int:
     else:
         for piece in pieces:
             if not values["quiet"]:
-                sys.stdout.write(piece)
+                say(piece)
     return max(codes, default=0)
 
 

@@ -34,7 +34,9 @@ def with_relocated(
     shown: dict[int, Source] = {}
     for site in relocated_sites(placement.file):
         address = placement.bases[site.section] + site.offset
-        shown[address] = Source.SCAN if site.entry is None else Source.RELOCATION
+        # Whoever made a table knew all sites; one that came in beside it, by `ld -r`, nobody updates at run time.
+        vouched = site.entry is not None and (address in listed or not records)
+        shown[address] = Source.RELOCATION if vouched else Source.SCAN
         if address not in listed:
             trampoline = placement.addresses[site.trampoline]
             flags = static_call.TAIL_FLAG if site.tail else 0

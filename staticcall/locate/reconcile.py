@@ -45,7 +45,8 @@ def findings_of(image: Image, located: Located) -> tuple[Finding, ...]:
     if located.table is None and image.placement is None:
         findings.append(Finding("no-table", Severity.WARNING, "the image has trampolines and no table of sites"))
     elif located.table is None and located.sites:
-        findings.append(Finding("no-table", Severity.NOTE, "the object has no table of sites; annotate makes one"))
+        message = "the object has no table of sites: annotate makes one, and until then patch leaves sites alone"
+        findings.append(Finding("no-table", Severity.NOTE, message))
     findings += _about_trampolines(image, located)
     incoherent = [key for key in located.keys.values() if key.trampoline and not coherent(located, key, key.trampoline)]
     odd = list(_odd_sites(image, located))

@@ -116,12 +116,13 @@ class _Search:
 
     def _plain_calls(self, section: int, code: bytes, table: Relocations, found: list[RelocatedSite]) -> Iterator[int]:
         """Add calls without prefixes, as nearly all sites are, to what was found; gives the entries that are others."""
-        trampolines, prefixes, size, unpack = self._trampolines, x86.ANY_PREFIXES, len(code), elf64.RELA.unpack_from
-        wanted = elf64.R_X86_64_PLT32, _REL32_ADDEND, x86.CALL_REL32
+        trampolines, prefixes, unpack = self._trampolines, x86.ANY_PREFIXES, elf64.RELA.unpack_from
+        last = len(code) - x86.REL32_SIZE
+        plt32, call = elf64.R_X86_64_PLT32, x86.CALL_REL32
         for number in compress(range(table.count), map(self._wanted.__contains__, table.symbols())):
             place, info, addend = unpack(table.raw, number * elf64.RELA.size)
-            plain = 2 <= place < size and (info & 0xFFFFFFFF, addend, code[place - 1]) == wanted
-            if plain and code[place - 2] not in prefixes and info >> 32 in trampolines:
+            plain = addend == _REL32_ADDEND and info & 0xFFFFFFFF == plt32 and 2 <= place <= last
+            if plain and code[place - 1] == call and code[place - 2] not in prefixes and info >> 32 in trampolines:
                 offset = table.offset + number * elf64.RELA.size
                 found.append(RelocatedSite(section, place - 1, 0, Form.CALL, info >> 32, offset))
             else:
@@ -146,8 +147,9 @@ class _Search:
         if trampoline is None:
             return None
         at, form = opcode
-        # Nothing but a branch has such bytes before a 32-bit field that counts from itself, since what loads an
-        # address has a ModRM byte of mod 0 and r/m 5 there: so the opcode is known to be one.
+        # Nothing but a branch has such bytes before a 32-bit field that counts from its own end and leads to a
+        # trampoline: what loads an address that way has a ModRM byte of mod 0 and r/m 5 there, and other fields do not
+        # count from where they are. So the opcode is known to be one.
         first = starts.first_byte(at, certain=kind != elf64.R_X86_64_PC8)
         if first is None:
             return None

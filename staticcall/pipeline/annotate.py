@@ -1,22 +1,27 @@
 """read -> locate -> plan -> write -> verify for objects that get their table, one after the other or many at a time."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from staticcall.errors import InputError, StaticcallError, UsageError, VerificationError, about, printable
+from staticcall.abi import elf64
+from staticcall.errors import StaticcallError, UsageError, VerificationError, about, printable
 from staticcall.locate.relocated import relocated_sites
+from staticcall.model.object import ObjectFile
 from staticcall.model.rewrite import Annotation
+from staticcall.pipeline.parallel import each
 from staticcall.plan.annotation import KERNEL_TABLE, plan_annotation
 from staticcall.read.object import is_archive, is_object, parse_object
 from staticcall.read.source import read_whole
 from staticcall.verify.objects.annotation import prove_annotation
-from staticcall.write.files import followed, refuse_collisions, same
+from staticcall.write.files import followed, same
 from staticcall.write.object import rewrite_object
 from staticcall.write.whole import stage_whole
 
 Data = bytes | bytearray
+# Small objects take less time than it takes to hand one of them over.
+_AT_ONCE = 16
 
 
 class Order(NamedTuple):
@@ -34,6 +39,13 @@ class Done(NamedTuple):
     exit_code: int
 
 
+def order_of(section: str, *, module: bool) -> Order:
+    """What is asked for; raises `UsageError` for a section that nobody could name."""
+    if not section or not section.isprintable():  # nor are bytes that are no text
+        raise UsageError(f"--section {section!r} is no name of a section")
+    return Order(section, module)
+
+
 # An input and its output.
 Pair = tuple[str, str]
 
@@ -42,6 +54,8 @@ def outputs_of(files: Sequence[str], output: str | None, folder: str | None, *, 
     """Pair every input with its output; raises `UsageError` where that is not said, or said twice."""
     if (output is not None) + (folder is not None) + in_place != 1:
         raise UsageError("give one of -o, --output-dir and --in-place")
+    if "" in (output, folder):
+        raise UsageError("an output without a name", advice="is a variable of the shell empty?")
     if output is not None:
         if len(files) != 1:
             raise UsageError(f"-o {output} is one file for {len(files)} inputs", advice="use --output-dir")
@@ -52,9 +66,11 @@ def outputs_of(files: Sequence[str], output: str | None, folder: str | None, *, 
         for path, target in pairs:
             if same(path, target):
                 raise UsageError("is the input as well as the output", path=path, advice="use --in-place")
-    targets = {followed(target): path for path, target in pairs}
-    if len(targets) < len(pairs):
-        refuse_collisions([target for _, target in pairs])
+    targets: dict[str, str] = {}
+    for path, target in pairs:
+        other = targets.setdefault(followed(target), path)
+        if other is not path:
+            raise UsageError(f"would be written to {target}, as {other} is", path=path, advice="give each a folder")
     for path, _ in pairs:
         if not in_place and followed(path) in targets:
             raise UsageError("is an input as well as the output of another", path=path)
@@ -68,16 +84,7 @@ def _in_folder(folder: str, path: str) -> str:
 def annotate_files(pairs: Sequence[Pair], order: Order, *, jobs: int = 1) -> Iterator[Done]:
     """Annotate every input to its output, in order; one that fails does not take the others along."""
     annotate = partial(_annotate_file, order=order)
-    if jobs == 1 or len(pairs) == 1:
-        yield from map(annotate, pairs)
-        return
-    from concurrent.futures import BrokenExecutor, ProcessPoolExecutor  # noqa: PLC0415 - 20 ms that one file does not need
-
-    try:
-        with ProcessPoolExecutor(min(jobs, len(pairs))) as pool:
-            yield from pool.map(annotate, pairs, chunksize=max(1, min(16, len(pairs) // (4 * jobs))))
-    except BrokenExecutor as error:
-        raise InputError("a process of -j was killed, perhaps for its memory", advice="give a smaller -j") from error
+    return each(annotate, pairs, jobs=jobs, most_at_once=_AT_ONCE)
 
 
 def _annotate_file(pair: Pair, *, order: Order) -> Done:
@@ -101,12 +108,18 @@ def _annotate_object(data: bytes, order: Order) -> tuple[Data | None, str]:
     # Every header and table was checked against the file's size.
     annotation = plan_annotation(file, relocated_sites(file), section=order.section, module=order.module)
     if annotation.rewrite is None:
-        return None, _said(annotation)
+        return None, _said(annotation, only_lto=_only_lto(file))
     # Every site has one record, and every record a section symbol and a key.
     result = rewrite_object(file, annotation.rewrite)
     prove_annotation(data, result, section=order.section, module=order.module)
     # Another reader found the old object in the new one, and its sites in the table.
-    return result, _said(annotation)
+    return result, _said(annotation, only_lto=False)
+
+
+def _only_lto(file: ObjectFile) -> bool:
+    """Whether the code of an object is still to be made when it is linked."""
+    code = any(section.flags & elf64.SHF_EXECINSTR and section.size for section in file.sections)
+    return not code and any(section.name.startswith(".gnu.lto_") for section in file.sections)
 
 
 def _annotate_archive(path: str, data: bytes, order: Order) -> tuple[Data | None, str]:
@@ -136,16 +149,13 @@ def _annotate_archive(path: str, data: bytes, order: Order) -> tuple[Data | None
     return archive, said
 
 
-def _said(annotation: Annotation) -> str:
+def _said(annotation: Annotation, *, only_lto: bool) -> str:
     if annotation.annotated:
         return "has its table already, left as it is"
+    if only_lto:
+        return "has no code yet (-flto), left as it is; annotate what it is linked to with -r"
     plural = "" if annotation.records == 1 else "s"
     line = f"{annotation.records:,} record{plural}" if annotation.records else "no sites, left as it is"
     if annotation.indirect:
         line += f" ({annotation.indirect:,} through the GOT not recorded, no kernel takes them)"
     return line
-
-
-def describe(done: Iterable[Done]) -> Iterator[str]:
-    """What was done, in lines for a person."""
-    return (f"{one.line}\n" for one in done if not one.error)

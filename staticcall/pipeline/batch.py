@@ -7,10 +7,11 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from staticcall.errors import InputError, StaticcallError, about
+from staticcall.errors import StaticcallError, about
 from staticcall.model.report import ImageReport
 from staticcall.model.sites import Policy, Severity
 from staticcall.pipeline.look import Look, archive_at, report_image, report_members
+from staticcall.pipeline.parallel import each
 from staticcall.report.text import render_text
 
 
@@ -36,17 +37,7 @@ def render_files(
 ) -> Iterator[Rendered]:
     """Render the report of every file, in the order of the files."""
     render = partial(_render_file, look=look, form=form, verbose=verbose)
-    paths = tuple(paths)
-    if jobs == 1 or len(paths) == 1:
-        yield from map(render, paths)
-        return
-    from concurrent.futures import BrokenExecutor, ProcessPoolExecutor  # noqa: PLC0415 - 20 ms that one file does not need
-
-    try:
-        with ProcessPoolExecutor(min(jobs, len(paths))) as pool:
-            yield from pool.map(render, paths, chunksize=1)
-    except BrokenExecutor as error:
-        raise InputError("a process of -j was killed, perhaps for its memory", advice="give a smaller -j") from error
+    return each(render, tuple(paths), jobs=jobs)
 
 
 def _render_file(path: Path, *, look: Look, form: Format, verbose: bool) -> Rendered:

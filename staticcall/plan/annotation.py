@@ -20,6 +20,7 @@ from collections.abc import Iterable, Mapping
 from staticcall.abi import elf64, static_call
 from staticcall.errors import MalformedError, UnsupportedError
 from staticcall.model.form import Form
+from staticcall.model.image import Section
 from staticcall.model.object import ObjectFile, RelocatedSite
 from staticcall.model.rewrite import Annotation, NewSection, Numbering, Rewrite, number_symbols
 
@@ -32,10 +33,16 @@ def plan_annotation(file: ObjectFile, sites: Iterable[RelocatedSite], *, section
     """Plan the table named `section` for the sites of an object, which come in order of sections and offsets.
 
     With `module`, a site whose key has no symbol is recorded with its trampoline instead. No kernel accepts a call
-    through the GOT, so its own table leaves those out. Raises `UnsupportedError` for a key without a symbol.
+    through the GOT, so its own table leaves those out. Raises `UnsupportedError` for a key without a symbol, and for
+    a section of that name that is something else.
     """
-    if any(own.name in (section, *static_call.TABLE_SECTIONS) for own in file.sections):
-        return Annotation(None, 0, 0, annotated=True)
+    for known in file.sections:
+        if known.name in static_call.TABLE_SECTIONS or (known.name == section and _is_table(file, known)):
+            return Annotation(None, 0, 0, annotated=True)
+        if known.name == section:
+            raise UnsupportedError(
+                f"has a section {section} that is no table", offset=known.offset, advice="give another name"
+            )
     everything = list(sites)
     recorded = everything
     if section == KERNEL_TABLE:
@@ -70,6 +77,17 @@ def plan_annotation(file: ObjectFile, sites: Iterable[RelocatedSite], *, section
     return Annotation(rewrite, len(recorded), indirect, annotated=False)
 
 
+def _is_table(file: ObjectFile, section: Section) -> bool:
+    """Whether a section of the name that is asked for is a table: every field has a relocation, as all are relative."""
+    fields = [
+        kind
+        for own in file.relocation_sections()
+        if own.info == section.number
+        for kind in file.relocations(own).types()
+    ]
+    return 0 < len(fields) * _KEY_FIELD == section.size and set(fields) <= {elf64.R_X86_64_PC32}
+
+
 def _check_base(file: ObjectFile, section: int, number: int) -> None:
     """A section's symbol is its own; one that others could replace may lead elsewhere."""
     symbol = file.symbols.symbol(number)
@@ -92,9 +110,8 @@ def _key_symbols(
     """The new number of the symbol that records name, by the trampoline's old number."""
     symbols = file.symbols
     names = symbols.endings(static_call.TRAMPOLINE_PREFIX.encode())
-    keys: dict[bytes, int] = {}
-    for number, name in symbols.endings(static_call.KEY_PREFIX.encode()).items():
-        keys.setdefault(name, number)
+    # Of several the last: what is local to an object that was linked into this one comes first.
+    keys = {name: number for number, name in symbols.endings(static_call.KEY_PREFIX.encode()).items()}
     found: dict[int, int] = {}
     for site in sites:
         if site.trampoline in found:

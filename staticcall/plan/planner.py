@@ -11,7 +11,7 @@ from staticcall.model.change import Edit, KeyChange, Plan
 from staticcall.model.image import Image
 from staticcall.model.select import select_keys
 from staticcall.model.sites import Answer, Judge, Key, Located, Site, Target, TargetKind
-from staticcall.plan.safety import check_change, refuse_contested, refuse_damaged, refuse_unversioned
+from staticcall.plan.safety import check_change, refuse_contested, refuse_damaged, refuse_unversioned, replaceable
 from staticcall.plan.transaction import Judged, key_edits, refuse_orphans, site_edits, summarize
 from staticcall.plan.wishes import Wishes, resolve_sets
 
@@ -29,7 +29,8 @@ def make_plan(
     """
     by_key: dict[int, list[Site]] = defaultdict(list)
     for site in located.sites:
-        if site.key is not None and site.vouched:
+        # Whatever has no record goes by its trampoline: straight to its target, nothing would lead it elsewhere again.
+        if site.key is not None and site.record is not None:
             by_key[site.key].append(site)
     targets, unknown = resolve_sets(image, located, wishes)
     refuse_unversioned(image, unknown, wishes.forced)
@@ -48,7 +49,9 @@ def make_plan(
         changes.append(summarize(key, present, target, judged))
     if wishes.bind:
         selected = select_keys(located.keys.values(), wishes.keys)
-        for change, own in _bindings(located, [key for key in selected if key.address not in targets], by_key, judge):
+        for change, own in _bindings(
+            image, located, [key for key in selected if key.address not in targets], by_key, judge
+        ):
             edits += own
             changes.append(change)
     refuse_contested(located.sites, edits)
@@ -61,12 +64,13 @@ def _set_edits(image: Image, located: Located, key: Key, judged: Sequence[Judged
 
 
 def _bindings(
-    located: Located, keys: Sequence[Key], by_key: Mapping[int, Sequence[Site]], judge: Judge
+    image: Image, located: Located, keys: Sequence[Key], by_key: Mapping[int, Sequence[Site]], judge: Judge
 ) -> Iterator[tuple[KeyChange, list[Edit]]]:
     """Send each key's sites straight to where the key leads already; its slot and trampoline stay."""
     incoherent = {finding.address for finding in located.findings if finding.code == "incoherent-key"}
     # Only the dynamic linker knows where a RUNTIME target is; the trampoline reads or jumps there.
-    bound = [key for key in keys if located.kind_of(key) is not TargetKind.RUNTIME]
+    elsewhere = replaceable(image, keys)
+    bound = [key for key in keys if located.kind_of(key) is not TargetKind.RUNTIME and key.address not in elsewhere]
     sites = [site for key in bound for site in by_key.get(key.address, ())]
     verdicts = iter(judge(sites))
     for key in bound:

@@ -63,10 +63,10 @@ def relocate(image: Image, plan: Plan, *, strip_signature: bool) -> tuple[Rewrit
     """
     assert image.placement is not None, "only objects are placed"
     file = image.placement.file
-    resolve = _Resolver(image.placement, plan.undefined)
+    slots = [_slot(image, change) for change in plan.changes]
+    resolve = _Resolver(image.placement, plan.undefined, _named(image, plan.changes, slots))
     wanted = [_wanted(image, edit, resolve) for edit in plan.edits]
     _check_defined(image.placement, {edit.key for edit in plan.edits})
-    slots = [_slot(image, change) for change in plan.changes]
     tables, entries = _entries(image.placement, [*((one.section, one.field) for one in wanted), *slots])
     for section, field in slots:
         _check_slot(section, field, entries.get((section.number, field)))
@@ -112,11 +112,45 @@ def layout_edits(before: bytes, after: bytes | bytearray, end: int) -> Iterable[
         yield Edit(end, before[end:], bytes(after[end:]), EditKind.LAYOUT, "", None)
 
 
+# A symbol's number and what is added to it, by the key that leads there and the address that it leads to.
+_Named = Mapping[tuple[str, int], tuple[int, int]]
+
+
+def _named(image: Image, changes: Iterable[KeyChange], slots: Iterable[tuple[Section, int]]) -> _Named:
+    """The symbols by which keys are told or known to lead to their targets.
+
+    Others may stand at the same place, and a linker may lead them elsewhere: a weak one, or one that is interposed.
+    """
+    assert image.placement is not None, "only objects are placed"
+    file = image.placement.file
+    bound: dict[tuple[Section, int], KeyChange] = {}
+    found: dict[tuple[str, int], tuple[int, int]] = {}
+    for change, slot in zip(changes, slots, strict=True):
+        address = change.after.address
+        if change.before.address == address:
+            bound[slot] = change
+            continue
+        for number, rest in file.symbols.endings(change.after.name.encode()).items():
+            if not rest and image.placement.addresses[number] == address:
+                found[change.key.name, address] = number, 0
+    _, entries = _entries(image.placement, bound)
+    for (section, field), change in bound.items():
+        entry = entries.get((section.number, field))
+        if entry is not None and entry.type == elf64.R_X86_64_64:
+            _, info, addend = elf64.RELA.unpack(entry.content)
+            number = info >> 32
+            # The PLT entry of a symbol that others see stands for its start alone.
+            if not addend or file.symbols.binding(number) == elf64.STB_LOCAL:
+                found[change.key.name, change.after.address] = number, addend
+    return found
+
+
 class _Resolver:
     """Which symbol and addend say an address."""
 
-    def __init__(self, placement: Placement, unknown: tuple[str, ...]) -> None:
+    def __init__(self, placement: Placement, unknown: tuple[str, ...], named: _Named) -> None:
         self._placement = placement
+        self._told = named
         symbols = placement.file.symbols
         count = len(symbols)
         self._outside = {address: number for number, address in placement.undefined.items()}
@@ -125,6 +159,9 @@ class _Resolver:
 
     def __call__(self, address: int, section: Section | None, key: str) -> tuple[int, int]:
         """The symbol's number and the addend; `section` is the one that the address lies in."""
+        told = self._told.get((key, address))
+        if told is not None:
+            return told
         number = self._outside.get(address)
         if number is not None:
             return number, 0

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import Final
 
+from staticcall.abi import elf64, static_call
 from staticcall.errors import UnsafeError
 from staticcall.model.change import Edit, EditKind
 from staticcall.model.form import Form
@@ -63,6 +64,12 @@ def _slot_cannot_be_written(image: Image, key: Key, present: Target, target: Tar
             code="key-elsewhere",
             advice="patch the file that defines it, or the two linked together",
         )
+    if replaceable(image, (key,)):
+        return UnsafeError(
+            f"key {key.name} or its trampoline is weak or in a section group, so a linker may take another object's",
+            code="key-elsewhere",
+            advice="patch the objects linked together",
+        )
     if key.trampoline and key.trampoline.form is TrampolineForm.ELSEWHERE:
         return UnsafeError(
             f"the trampoline of key {key.name} is in another file and would not follow",
@@ -94,6 +101,26 @@ def _slot_cannot_be_written(image: Image, key: Key, present: Target, target: Tar
     if image.kernel:
         return UnsafeError(what, code="kaslr-slot", advice="--force kaslr-slot if this kernel never moves")
     return UnsafeError(what, code="slot-relocation", advice="choose the initial target in the source")
+
+
+def replaceable(image: Image, keys: Iterable[Key]) -> frozenset[int]:
+    """The addresses of the keys whose pointer or trampoline a linker may take from another object instead."""
+    if image.placement is None:
+        return frozenset()
+    symbols = image.placement.file.symbols
+    weak = {
+        image.placement.addresses[number]
+        for prefix in (static_call.KEY_PREFIX, static_call.TRAMPOLINE_PREFIX)
+        for number in symbols.endings(prefix.encode())
+        if symbols.binding(number) not in (elf64.STB_LOCAL, elf64.STB_GLOBAL)
+    }
+    found = set()
+    for key in keys:
+        places = {key.address, key.trampoline.address if key.trampoline else key.address}
+        homes = [section for section in map(image.section_at, places) if section is not None]
+        if weak & places or any(home.flags & elf64.SHF_GROUP for home in homes):
+            found.add(key.address)
+    return frozenset(found)
 
 
 def _null_would_be_called(
@@ -171,7 +198,7 @@ def _contradicted(site: Site) -> bool:
 
 def _damaged(site: Site, key: Key, what: str) -> UnsafeError:
     return UnsafeError(
-        f"record {site.record} of key {key.name} at {site.where} {what}",
+        f"{'the site' if site.record is None else f'record {site.record}'} of key {key.name} at {site.where} {what}",
         code="damaged-site",
         advice="see the findings of staticcall report",
     )

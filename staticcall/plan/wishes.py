@@ -14,6 +14,8 @@ from staticcall.model.symbols import Symbol
 # What compilers put in front of a function: padding, and the hash of its type.
 _NO_FUNCTIONS = ("__pfx_", "__cfi_")
 _NULL, _RET0 = "NULL", "RET0"
+# What an undefined symbol may be that another object defines as a function.
+_MAY_BE_CODE = frozenset({elf64.STT_NOTYPE, elf64.STT_FUNC, elf64.STT_GNU_IFUNC})
 _IDENTIFIER = re.compile(r"[A-Za-z_][\w.$]*", re.ASCII)
 # How far apart the pretended places of functions are that an object does not know.
 UNKNOWN_ROOM = 16
@@ -114,7 +116,8 @@ def _known_elsewhere(image: Image, wanted: str) -> Symbol | None:
     if image.placement is None:
         return None
     places = set(image.placement.undefined.values())
-    return next((symbol for symbol in image.symbols.named(wanted) if symbol.address in places), None)
+    named = (symbol for symbol in image.symbols.named(wanted) if symbol.type in _MAY_BE_CODE)
+    return next((symbol for symbol in named if symbol.address in places), None)
 
 
 def _resolve_function(image: Image, wanted: str) -> Symbol | None:
