@@ -111,6 +111,17 @@ def test_a_local_key_of_the_same_name_does_not_stand_for_the_global_one(
     entries = subprocess.check_output(["readelf", "-rW", ours], text=True, timeout=TIMEOUT_SECONDS)
     named = [line.split()[1][:8] for line in entries.splitlines() if "__SCK__x" in line]
     assert {int(symbol, 16) for symbol in named} == {int(number)}
+    # The proof holds the records to that symbol, too.
+    wrong, elf = bytearray(ours.read_bytes()), elf_object.read(ours)
+    local = next(n for n, symbol in enumerate(elf.symbols) if symbol.name == "__SCK__x" and n != int(number))
+    (table,) = elf.named(".rela.static_call_sites")
+    for entry, relocation in enumerate(elf.relocations(table)):
+        if relocation.symbol == int(number):
+            wrong[table.offset + 24 * entry + 12 : table.offset + 24 * entry + 16] = local.to_bytes(4, "little")
+    theirs.write_bytes(wrong)
+    outcome = staticcall("verify", combined, theirs)
+    assert outcome.code == 5
+    assert "a later one has its name" in outcome.err
 
 
 def test_sites_that_came_in_beside_a_table_go_by_their_trampoline(tmp_path: Path) -> None:

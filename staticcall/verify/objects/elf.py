@@ -179,8 +179,8 @@ class Elf(NamedTuple):
         (name,) = WORD.unpack_from(self.data, table.start + number * SYMBOL.size)
         return self._string(name, table.strings, table.strings_end - table.strings)
 
-    def has_symbol(self, name: bytes) -> bool:
-        """Whether any symbol has a name; strings may share their tails, so it may start anywhere."""
+    def has_symbol(self, name: bytes, first: int = 0) -> bool:
+        """Whether any symbol from a number on has a name; strings may share their tails, so it may start anywhere."""
         table, starts = self.symbols, []
         if table is None:
             return False
@@ -188,7 +188,8 @@ class Elf(NamedTuple):
         while at >= 0:
             starts.append(at - table.strings)
             at = self.data.find(name + b"\0", at + 1, table.strings_end)
-        return bool(starts and Wanted(starts).entries(self.data, table.start, table.end, SYMBOL.size))
+        start = table.start + first * SYMBOL.size
+        return bool(starts and Wanted(starts).entries(self.data, start, table.end, SYMBOL.size))
 
     def content(self, section: int) -> memoryview:
         """A section's bytes in the file."""

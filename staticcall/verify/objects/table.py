@@ -198,6 +198,10 @@ class _Reader:
     def _read_name(self, number: int) -> bytes:
         full = self._file.symbol_name(number)
         if full.startswith(KEY):
+            table = self._file.symbols
+            # What `ld -r` made may have a local key beside the global one, which is the one that is called.
+            if table is not None and number < table.locals_ and self._file.has_symbol(full, number + 1):
+                raise VerificationError(f"a record names symbol {number}, and a later one has its name")
             return full[len(KEY) :]
         name = self._calls.trampolines.get(number)
         if name is None or not self._module:
