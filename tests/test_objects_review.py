@@ -195,3 +195,10 @@ def test_an_interruption_leaves_whole_files_and_one_line(tmp_path: Path) -> None
     whole = (tmp_path / "whole.o").read_bytes()
     assert {path.suffix for path in folder.iterdir()} == {".o"}
     assert all(path.read_bytes() == whole for path in folder.iterdir())
+
+
+def test_every_record_is_shown_on_request(tmp_path: Path) -> None:
+    original, output = _compile(tmp_path, "original", _with_call(_CALLER, "first")), tmp_path / "annotated.o"
+    lines = succeed("annotate", "-v", original, "-o", output).splitlines()
+    (record,) = elf_object.records(elf_object.read(output))
+    assert lines == [f"{original}: 1 record", f"  .text+{record.offset:#x} call x"]

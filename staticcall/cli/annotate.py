@@ -24,6 +24,7 @@ OPTIONS = (
     ),
     Option(("--module",), "module", "flag", "Record a key without a symbol by its trampoline.", default=False),
     Option(("-j", "--jobs"), "jobs", "count", "Files at a time.", default=1),
+    Option(("-v", "--verbose"), "verbose", "flag", "Show every record.", default=False),
     Option(("--quiet",), "quiet", "flag", "Print nothing but errors.", default=False),
 )
 
@@ -44,7 +45,7 @@ Examples:
 def run(files: tuple[str, ...], values: dict[str, Any]) -> int:
     """Annotate; returns the worst exit code of all files."""
     pairs = outputs_of(files, values["output"], values["folder"], in_place=values["in_place"])
-    order = order_of(values["section"], module=values["module"])
+    order = order_of(values["section"], module=values["module"])._replace(verbose=values["verbose"])
     code = 0
     for done in annotate_files(pairs, order, jobs=values["jobs"]):
         if done.error:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from staticcall.model.object import ObjectFile
+from staticcall.model.object import ObjectFile, RelocatedSite
 
 
 class NewSection(NamedTuple):
@@ -66,12 +66,12 @@ class Rewrite(NamedTuple):
 
 
 class Annotation(NamedTuple):
-    """How an object gets its table: how many records of which kind, or why there is nothing to do.
+    """How an object gets its table: the sites of its records in their order, or why there is nothing to do.
 
     `indirect` counts calls and jumps through the GOT that get no record.
     """
 
     rewrite: Rewrite | None
-    records: int
+    records: tuple[RelocatedSite, ...]
     indirect: int
     annotated: bool

@@ -6,6 +6,7 @@ from functools import partial
 from typing import NamedTuple
 
 from staticcall.abi import elf64
+from staticcall.abi.static_call import TRAMPOLINE_PREFIX
 from staticcall.errors import StaticcallError, UsageError, VerificationError, about, printable
 from staticcall.locate.relocated import relocated_sites
 from staticcall.model.object import ObjectFile
@@ -25,10 +26,14 @@ _AT_ONCE = 16
 
 
 class Order(NamedTuple):
-    """How to annotate: the table's section, and whether keys without a symbol are recorded by their trampoline."""
+    """How to annotate: the table's section, and whether keys without a symbol are recorded by their trampoline.
+
+    With `verbose` every record is shown.
+    """
 
     section: str = KERNEL_TABLE
     module: bool = False
+    verbose: bool = False
 
 
 class Done(NamedTuple):
@@ -113,7 +118,18 @@ def _annotate_object(data: bytes, order: Order) -> tuple[Data | None, str]:
     result = rewrite_object(file, annotation.rewrite)
     prove_annotation(data, result, section=order.section, module=order.module)
     # Another reader found the old object in the new one, and its sites in the table.
-    return result, _said(annotation, only_lto=False)
+    shown = _records(file, annotation) if order.verbose else ""
+    return result, _said(annotation, only_lto=False) + shown
+
+
+def _records(file: ObjectFile, annotation: Annotation) -> str:
+    """A line for each record, in their order."""
+    names = file.symbols.endings(TRAMPOLINE_PREFIX.encode())
+    return "".join(
+        f"\n  {printable(file.sections[site.section].name)}+{site.offset:#x} {site.form}"
+        f" {printable(names[site.trampoline].decode(errors='backslashreplace'))}"
+        for site in annotation.records
+    )
 
 
 def _only_lto(file: ObjectFile) -> bool:
@@ -154,8 +170,8 @@ def _said(annotation: Annotation, *, only_lto: bool) -> str:
         return "has its table already, left as it is"
     if only_lto:
         return "has no code yet (-flto), left as it is; annotate what it is linked to with -r"
-    plural = "" if annotation.records == 1 else "s"
-    line = f"{annotation.records:,} record{plural}" if annotation.records else "no sites, left as it is"
+    count = len(annotation.records)
+    line = f"{count:,} record{'' if count == 1 else 's'}" if count else "no sites, left as it is"
     if annotation.indirect:
         line += f" ({annotation.indirect:,} through the GOT not recorded, no kernel takes them)"
     return line

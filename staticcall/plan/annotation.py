@@ -38,7 +38,7 @@ def plan_annotation(file: ObjectFile, sites: Iterable[RelocatedSite], *, section
     """
     for known in file.sections:
         if known.name in static_call.TABLE_SECTIONS or (known.name == section and _is_table(file, known)):
-            return Annotation(None, 0, 0, annotated=True)
+            return Annotation(None, (), 0, annotated=True)
         if known.name == section:
             raise UnsupportedError(
                 f"has a section {section} that is no table", offset=known.offset, advice="give another name"
@@ -49,7 +49,7 @@ def plan_annotation(file: ObjectFile, sites: Iterable[RelocatedSite], *, section
         recorded = [site for site in everything if site.form not in _INDIRECT]
     indirect = len(everything) - len(recorded)
     if not recorded:
-        return Annotation(None, 0, indirect, annotated=False)
+        return Annotation(None, (), indirect, annotated=False)
     if file.signed:
         raise UnsupportedError("is a signed module without a table", advice="annotate the objects it is made of")
     recorded.sort(key=_calls_last)  # stable, so the order of sections and offsets stays
@@ -74,7 +74,7 @@ def plan_annotation(file: ObjectFile, sites: Iterable[RelocatedSite], *, section
             own = (number, number + 1)
             contents[group] = file.content(file.sections[group]) + b"".join(map(elf64.WORD.pack, own))
     rewrite = Rewrite(numbering, sections=tuple(sections), contents=contents)
-    return Annotation(rewrite, len(recorded), indirect, annotated=False)
+    return Annotation(rewrite, tuple(recorded), indirect, annotated=False)
 
 
 def _is_table(file: ObjectFile, section: Section) -> bool:
