@@ -8,7 +8,6 @@ Sources: Intel SDM volume 2, CALL, JMP, Jcc, section 2.1.5 on ModRM; tools/objto
 counts as a site.
 """
 
-import re
 from bisect import bisect_right
 from collections.abc import Collection, Iterator, Sequence
 from collections.abc import Set as AbstractSet
@@ -24,16 +23,6 @@ TRAMPOLINE = TRAMPOLINE_PREFIX.encode()
 KEY = KEY_PREFIX.encode()
 # Code that the kernel copies elsewhere before it runs.
 _COPIED = b".altinstr_replacement"
-
-# Any prefixes, as objtool takes them; then the opcode of a call, of a jmp or jcc, of a short one, and of a call and
-# a jmp through a pointer. The displacement follows.
-_BRANCH = re.compile(
-    rb"[\x26\x2e\x36\x3e\x40-\x4f\x64-\x67\xf0\xf2\xf3]{0,10}"
-    rb"(?:(\xe8)|(\xe9|\x0f[\x80-\x8f])|(\xeb|[\x70-\x7f])|(\xff\x15)|(\xff\x25))",
-    re.DOTALL,
-)
-# The same from behind, but for the short one.
-_OPCODE = re.compile(rb"(?:(\xe8)|(\xe9|\x0f[\x80-\x8f])|(?!)()|(\xff\x15)|(\xff\x25))\Z", re.DOTALL)
 
 _PC_RELATIVE = frozenset({elf.R_X86_64_PC32, elf.R_X86_64_PLT32})
 _GOT = frozenset({elf.R_X86_64_GOTPCREL, elf.R_X86_64_GOTPCRELX, elf.R_X86_64_REX_GOTPCRELX})
@@ -53,14 +42,21 @@ class Kind(NamedTuple):
 
 # The opcodes of the two that nearly all sites have, and whether they are jumps.
 _PLAIN = {b"\xe8"[0]: False, b"\xe9"[0]: True}
-# By the number of the group in both patterns.
-_KINDS = {
-    1: Kind(4, False, _PC_RELATIVE),
-    2: Kind(4, True, _PC_RELATIVE),
-    3: Kind(1, True, frozenset({elf.R_X86_64_PC8})),
-    4: Kind(4, False, _GOT, got=True),
-    5: Kind(4, True, _GOT, got=True),
+_CALL, _JUMP = Kind(4, False, _PC_RELATIVE), Kind(4, True, _PC_RELATIVE)
+_SHORT = Kind(1, True, frozenset({elf.R_X86_64_PC8}))
+_GOT_CALL, _GOT_JUMP = Kind(4, False, _GOT, got=True), Kind(4, True, _GOT, got=True)
+# Opcodes whose displacement of 32 bits follows.
+_LONG_OPCODES = {
+    b"\xe8": _CALL,
+    b"\xe9": _JUMP,
+    **{b"\x0f" + bytes([condition]): _JUMP for condition in range(0x80, 0x90)},
+    b"\xff\x15": _GOT_CALL,
+    b"\xff\x25": _GOT_JUMP,
 }
+_OPCODES = {**_LONG_OPCODES, b"\xeb": _SHORT, **{bytes([condition]): _SHORT for condition in range(0x70, 0x80)}}
+# Any prefixes, as objtool takes them; a branch with all that it may have is not longer than an instruction may be.
+_PREFIXES = frozenset(b"\x26\x2e\x36\x3e\x64\x65\x66\x67\xf0\xf2\xf3") | frozenset(range(0x40, 0x50))
+_MOST_PREFIXES = 10
 
 _IS_FUNCTION = bytes(info & 0xF == elf.STT_FUNC for info in range(256))
 
@@ -140,12 +136,15 @@ class Calls:
         start, size = self.file.offsets[section], self.file.sizes[section]
         if not 0 <= at < size:
             return None
-        found = _BRANCH.match(self.file.data, start + at, start + size)
-        if found is None:
-            return None
-        kind = _KINDS[found.lastindex or 0]
-        field = found.end() - start
-        if field + kind.width > size or kind.got > self._got:
+        data, opcode = self.file.data, start + at
+        while data[opcode] in _PREFIXES and opcode < start + min(at + _MOST_PREFIXES, size - 1):
+            opcode += 1
+        for length in (1, 2):
+            kind = _OPCODES.get(bytes(data[opcode : opcode + length]))
+            field = opcode + length - start
+            if kind is not None:
+                break
+        if kind is None or field + kind.width > size or kind.got > self._got:
             return None
         return field, kind.tail, self._names_reached(section, field, kind)
 
@@ -181,13 +180,15 @@ class Calls:
     def _branch_before(self, section: int, field: int) -> tuple[int, Kind] | None:
         _, type_, _, addend = self.named[section, field]
         start = self.file.offsets[section]
-        opcode = _OPCODE.search(self.file.data[start + max(field - 2, 0) : start + field])
-        if opcode is None or field > self.file.sizes[section] - 4:
+        if field > self.file.sizes[section] - 4:
             return None
-        kind = _KINDS[opcode.lastindex or 0]
-        if kind.got > self._got or type_ not in kind.types or addend != -kind.width:
+        opcode = bytes(self.file.data[start + max(field - 2, 0) : start + field])
+        if opcode not in _LONG_OPCODES:
+            opcode = opcode[-1:]
+        kind = _LONG_OPCODES.get(opcode)
+        if kind is None or kind.got > self._got or type_ not in kind.types or addend != -kind.width:
             return None
-        return field - len(opcode[0]), kind
+        return field - len(opcode), kind
 
     def _relocations_of(self, section: int) -> dict[int, Relocation]:
         """All relocations of a section by offset; only wanted where no trampoline is named."""
