@@ -23,9 +23,10 @@ class Figure(NamedTuple):
 
 
 class Runs(NamedTuple):
-    """The runs of one command: wall seconds of each, and the largest peak memory in bytes."""
+    """The runs of one command: wall and processor seconds of each, and the largest peak memory in bytes."""
 
     seconds: tuple[float, ...]
+    processor: tuple[float, ...]
     peak: int
 
     @property
@@ -38,8 +39,8 @@ class Runs(NamedTuple):
         return f"{self.median:7.3f} s  ({low:.3f} to {high:.3f} in {len(self.seconds)} runs)"
 
 
-def run(command: Sequence[str], prepare: Callable[[], None] | None = None) -> tuple[float, int]:
-    """Run one cold process, its output thrown away; gives wall seconds and peak memory in bytes.
+def run(command: Sequence[str], prepare: Callable[[], None] | None = None) -> tuple[float, float, int]:
+    """Run one cold process, its output thrown away; gives wall and processor seconds and peak memory in bytes.
 
     What `prepare` does before it is not measured.
     """
@@ -52,7 +53,7 @@ def run(command: Sequence[str], prepare: Callable[[], None] | None = None) -> tu
     seconds = time.perf_counter() - started
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} failed with {process.returncode}")
-    return seconds, usage.ru_maxrss * 1024
+    return seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
 
 
 def in_turn(
@@ -62,13 +63,14 @@ def in_turn(
     before = prepare or {}
     for name, command in commands.items():
         run(command, before.get(name))
-    runs: dict[str, list[tuple[float, int]]] = {name: [] for name in commands}
+    runs: dict[str, list[tuple[float, float, int]]] = {name: [] for name in commands}
     for _ in range(rounds):
         for name, command in commands.items():
             runs[name].append(run(command, before.get(name)))
     return {
-        name: Runs(tuple(seconds for seconds, _ in measured), max(peak for _, peak in measured))
+        name: Runs(wall, processor, max(peaks))
         for name, measured in runs.items()
+        for wall, processor, peaks in [tuple(zip(*measured, strict=True))]
     }
 
 
