@@ -45,7 +45,7 @@ Examples:
 def run(files: tuple[str, ...], values: dict[str, Any]) -> int:
     """Annotate; returns the worst exit code of all files."""
     pairs = outputs_of(files, values["output"], values["folder"], in_place=values["in_place"])
-    order = order_of(values["section"], module=values["module"])._replace(verbose=values["verbose"])
+    order = order_of(values["section"], module=values["module"], verbose=values["verbose"])
     code = 0
     for done in annotate_files(pairs, order, jobs=values["jobs"]):
         if done.error:

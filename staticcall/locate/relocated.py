@@ -63,9 +63,7 @@ def relocated_sites(file: ObjectFile) -> list[RelocatedSite]:
     if not trampolines:
         return []
     search = _Search(file, trampolines)
-    entries: dict[int, list[Section]] = {}
-    for section in file.relocation_sections():
-        entries.setdefault(section.info, []).append(section)
+    entries = file.relocations_by_target()
     found: list[RelocatedSite] = []
     for section in file.sections:
         if _runs_in_place(section):

@@ -261,6 +261,13 @@ class ObjectFile(NamedTuple):
             if section.type == elf64.SHT_RELA and section.link == self.symtab:
                 yield section
 
+    def relocations_by_target(self) -> Mapping[int, list[Section]]:
+        """The relocation sections, by the number of the section that they apply to."""
+        found: dict[int, list[Section]] = {}
+        for section in self.relocation_sections():
+            found.setdefault(section.info, []).append(section)
+        return found
+
     @property
     def signed(self) -> bool:
         """Whether a module's signature is appended to the file."""

@@ -42,11 +42,6 @@ class Site(NamedTuple):
         return f"{self.section}+{self.offset:#x}" if self.alignment else f"{self.address:#x}"
 
     @property
-    def vouched(self) -> bool:
-        """Whether the table or, in an object, a relocation vouches for it; code alone may only look like a site."""
-        return self.record is not None or Source.RELOCATION in self.sources
-
-    @property
     def tail(self) -> bool:
         """Whether control does not come back here (the record's TAIL flag)."""
         return bool(self.flags & 1)

@@ -44,11 +44,11 @@ class Done(NamedTuple):
     exit_code: int
 
 
-def order_of(section: str, *, module: bool) -> Order:
+def order_of(section: str, *, module: bool, verbose: bool) -> Order:
     """What is asked for; raises `UsageError` for a section that nobody could name."""
     if not section or not section.isprintable():  # nor are bytes that are no text
         raise UsageError(f"--section {section!r} is no name of a section")
-    return Order(section, module)
+    return Order(section, module, verbose)
 
 
 # An input and its output.

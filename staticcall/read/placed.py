@@ -193,10 +193,7 @@ class PlacedSource(BytesSource):
         self._placement = placement
         self._got = got
         file = placement.file
-        entries: dict[int, list[Section]] = {}
-        for section in file.relocation_sections():
-            entries.setdefault(section.info, []).append(section)
-        self._entries = entries
+        entries = self._entries = file.relocations_by_target()
         placed = (file.sections[number] for number in entries if placement.bases[number])
         places = sorted((section.offset, section.number) for section in placed)
         self._starts = [offset for offset, _ in places]
