@@ -1,0 +1,1201 @@
+/*
+ * The runtime of staticcall.h: keeps the tables of a process and rewrites their sites while threads run through them.
+ * One file, no dependency but libc (glibc or another with the same calls). License: Apache-2.0
+ *
+ * What is rewritten is the displacement of a call, jmp or jcc; opcode, prefixes and length stay as they were made.
+ *
+ * INT3 (emulate, torvalds). Processors may fetch an instruction's bytes in pieces, and Intel's manual allows code to
+ * change under a running core only if that core passes a serializing instruction before it runs the new code (SDM
+ * volume 3, "Handling Self- and Cross-Modifying Code"). One byte, though, is old or new and nothing between:
+ *
+ *     1  cc           on the first byte of every site of the batch
+ *     2  sync         every core has seen it: from here on nobody enters a site without a trap
+ *     3  keys         whoever traps, or comes by a trampoline, goes to the new targets from here on
+ *     4  rel32        nobody fetches it
+ *     5  sync
+ *     6  first byte   whoever still sees cc traps, and goes to the same target
+ *     7  sync
+ *
+ * The trap handler needs no knowledge of where an update is: an int3 at a site means "go where the key leads", at any
+ * time, also long after the update. So a failure in the middle leaves a slow program and not a wrong one.
+ *
+ * Behind the int3 of a prefix (torvalds) there stands a whole call, and a thread may go on there instead. But rel32 may
+ * be rewritten just then: that is right only where it changes in one piece. So a thread goes on behind the prefix
+ * where rel32 lies in one line and is stored at once, and is led to the target as above where it does not.
+ *
+ * ONE STORE (lutomirski, rel32, block8). Within a cache line a store of four bytes is seen whole or not at all on every
+ * processor that we know, and AMD promises it within an aligned block of eight (APM volume 2, "Access Atomicity", and
+ * volume 2, 7.6.1, "Cross-Modifying Code", which allows it); Intel promises it for data (SDM volume 3, "Guaranteed
+ * Atomic Operations") and asks for the serializing instruction all the same. Hence int3 is the default.
+ *
+ * WRITING. No mapping is ever writable and executable. INT3 writes through /proc/thread-self/mem, which leaves
+ * the text's own protection alone. That is no single store, so ONE STORE copies the text to a memfd, maps that over the
+ * text, private and executable, and stores through a second mapping of it, writable for as long as an update lasts.
+ * fork() takes that second mapping away first: what parent and child share then nobody can write any more, and the
+ * next update of either begins with a copy of its own.
+ */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+
+#include <staticcall.h>
+
+#include <errno.h>
+#include <fcntl.h>
+#include <link.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <ucontext.h>
+#include <unistd.h>
+
+#ifdef STATIC_CALL_OBSERVER
+void STATIC_CALL_OBSERVER(int step, uintptr_t address, const unsigned char *bytes, size_t length);
+#define OBSERVE(step, address, bytes, length) STATIC_CALL_OBSERVER(step, (uintptr_t)(address), bytes, length)
+#else
+#define OBSERVE(step, address, bytes, length) ((void)0)
+#endif
+
+/* ---- what the processor and the kernel call things ---- */
+
+enum {
+    OPCODE_CALL = 0xe8,
+    OPCODE_JMP = 0xe9,
+    OPCODE_LONG = 0x0f, /* 0f 80 to 0f 8f: jcc */
+    OPCODE_JCC = 0x80,
+    OPCODE_INT3 = 0xcc,
+    DISPLACEMENT = 4,
+    CACHE_LINE = 64,
+    BLOCK = 8,
+    MOST_PREFIXES = 8,
+    RECORD_FLAGS = 3,
+    RECORD_TAIL = 1
+};
+
+static const unsigned char INDIRECT_JMP[] = {0xff, 0x25}; /* jmp *disp32(%rip), six bytes */
+
+/* Prefixes that do nothing to a near branch: segments, address size, REX. */
+static bool is_idle_prefix(unsigned char byte)
+{
+    return byte == 0x26 || byte == 0x2e || byte == 0x36 || byte == 0x3e || (byte >= 0x64 && byte <= 0x65) ||
+           byte == 0x67 || (byte >= 0x40 && byte <= 0x4f);
+}
+
+/* Conditions in the order of their opcodes, in pairs of which the second is the contrary of the first. */
+static bool condition_holds(unsigned condition, uint64_t flags)
+{
+    bool carry = flags & 0x001, parity = flags & 0x004, zero = flags & 0x040;
+    bool sign = flags & 0x080, overflow = flags & 0x800;
+    bool holds[] = {overflow, carry, zero, carry || zero, sign, parity, sign != overflow, zero || sign != overflow};
+    return holds[condition >> 1] != (condition & 1);
+}
+
+/* From linux/membarrier.h and asm/prctl.h, which not every libc's headers bring. */
+enum {
+    SYNC_CORE = 1 << 5,
+    REGISTER_SYNC_CORE = 1 << 6,
+    SHADOW_STACK_STATUS = 0x5005,
+    SHADOW_STACK = 1
+};
+
+/* ---- sites and tables ---- */
+
+enum form { FOREIGN, CALL, JMP, JCC };
+
+/* Where a site may go, by protocol and address. */
+enum way { BY_TRAMPOLINE, BY_STORE, BY_INT3 };
+
+/* All but `displacement` and `trapping` stays as it is from registration on: the trap handler reads it unlocked. */
+struct site {
+    unsigned char *address; /* of the first byte, prefixes included */
+    struct static_call_key *key;
+    struct table *table;
+    unsigned char length;
+    unsigned char first; /* the byte that an int3 hides */
+    enum form form;
+    enum way way;
+    unsigned condition;
+    bool resumes;  /* a thread that traps goes on behind the prefix */
+    bool trapping; /* an update that failed left its int3 there */
+    int32_t displacement;
+};
+
+/* One linked file's table. `text` are the pages of its sites; `writable` is their second mapping, or null. */
+struct table {
+    struct table *next;
+    struct __static_call_table id;
+    unsigned char *text;
+    size_t text_size;
+    unsigned char *writable;
+    bool open;
+    size_t count;
+    struct site sites[];
+};
+
+/* All sites of all tables, as the trap handler and updates look for them. Never changed, only replaced. */
+struct index {
+    size_t count;
+    struct site **by_key;
+    struct site *by_address[];
+};
+
+/* What an update does to one site. */
+struct edit {
+    struct site *site;
+    int32_t displacement;
+    enum way way;
+    bool moves;
+    bool set; /* the step that is under way has been done here */
+};
+
+static struct table *tables;
+static struct index *sites_index;
+static int readers; /* trap handlers that look at the index now */
+static enum static_call_protocol protocol = STATIC_CALL_EMULATE;
+static bool started;
+static bool shadow_stack;
+static int no_sync; /* why cores cannot be made to see what was written, or 0 */
+static struct edit *edits;
+static size_t edits_room;
+static int memory = -1; /* /proc/thread-self/mem, open during one update only */
+static struct static_call_state counts;
+static const char identity; /* its address tells this copy of the runtime from another one */
+
+static const char *const NAMES[] = {"emulate", "torvalds", "lutomirski", "rel32", "block8", "out-of-line"};
+
+const char *static_call_protocol_name(enum static_call_protocol which)
+{
+    return (size_t)which < sizeof(NAMES) / sizeof(*NAMES) ? NAMES[which] : NULL;
+}
+
+static void count_one(unsigned long *counter)
+{
+    __atomic_fetch_add(counter, 1, __ATOMIC_RELAXED);
+}
+
+static void *function_of(const struct static_call_key *key)
+{
+    return __atomic_load_n(&key->func, __ATOMIC_ACQUIRE);
+}
+
+/* The key that decides: another object's, if its sites and this one's are kept by the same runtime. */
+static struct static_call_key *deciding(struct static_call_key *key)
+{
+    return key->origin && key->origin->owner == &identity ? key->origin : key;
+}
+
+static unsigned char *displacement_at(const struct site *site)
+{
+    return site->address + site->length - DISPLACEMENT;
+}
+
+static bool lies_in_one(const unsigned char *address, size_t size, uintptr_t unit)
+{
+    return (uintptr_t)address / unit == ((uintptr_t)address + size - 1) / unit;
+}
+
+static bool goes_by_trampoline(const struct site *site)
+{
+    return site->address + site->length + site->displacement == (unsigned char *)site->key->trampoline;
+}
+
+/* ---- the lock: signals wait, so that no handler of this thread meets a lock that this thread holds ---- */
+
+static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
+
+static void lock(sigset_t *before)
+{
+    sigset_t most;
+    sigfillset(&most);
+    sigdelset(&most, SIGTRAP);
+    sigdelset(&most, SIGSEGV);
+    sigdelset(&most, SIGBUS);
+    sigdelset(&most, SIGILL);
+    sigdelset(&most, SIGFPE);
+    pthread_sigmask(SIG_BLOCK, &most, before);
+    pthread_mutex_lock(&mutex);
+}
+
+static void unlock(const sigset_t *before)
+{
+    pthread_mutex_unlock(&mutex);
+    pthread_sigmask(SIG_SETMASK, before, NULL);
+}
+
+/* ---- the trap ---- */
+
+static struct site *site_at(const struct index *index, const unsigned char *address)
+{
+    size_t low = 0, high = index ? index->count : 0;
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        if (index->by_address[middle]->address < address)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return index && low < index->count && index->by_address[low]->address == address ? index->by_address[low] : NULL;
+}
+
+/* Go on as the site's instruction would, if it led to where the key leads now. */
+static void lead_on(const struct site *site, greg_t *registers)
+{
+    greg_t next = (greg_t)(uintptr_t)(site->address + site->length);
+    greg_t target = (greg_t)(uintptr_t)function_of(deciding(site->key));
+
+    if (site->form == CALL) {
+        registers[REG_RSP] -= (greg_t)sizeof(greg_t);
+        *(greg_t *)registers[REG_RSP] = next;
+    } else if (site->form == JCC && !condition_holds(site->condition, (uint64_t)registers[REG_EFL])) {
+        target = next;
+    }
+    registers[REG_RIP] = target;
+}
+
+int static_call_handle_trap(const void *siginfo, void *context)
+{
+    greg_t *registers = ((ucontext_t *)context)->uc_mcontext.gregs;
+    const unsigned char *trapped = (const unsigned char *)registers[REG_RIP] - 1;
+
+    if (((const siginfo_t *)siginfo)->si_code <= 0) /* sent by a process: no int3 was executed */
+        return 0;
+    __atomic_fetch_add(&readers, 1, __ATOMIC_SEQ_CST);
+    struct site *site = site_at(__atomic_load_n(&sites_index, __ATOMIC_SEQ_CST), trapped);
+    if (site && site->resumes) {
+        count_one(&counts.resumed);
+    } else if (site) {
+        lead_on(site, registers);
+        count_one(&counts.emulated);
+    }
+    __atomic_fetch_sub(&readers, 1, __ATOMIC_SEQ_CST);
+    return site != NULL;
+}
+
+/* The handlers that ours stands in for: the first one found, and the one found last. */
+static struct sigaction *first_before, *last_before;
+/* Two handlers that hand on to each other would do so for ever: the context says that it was here before. */
+static __thread __attribute__((tls_model("initial-exec"))) const void *handing_on;
+
+static void default_trap(const siginfo_t *info, bool ignored)
+{
+    struct sigaction action;
+    sigset_t trap;
+
+    if (ignored && info->si_code <= 0)
+        return;
+    memset(&action, 0, sizeof(action));
+    action.sa_handler = SIG_DFL;
+    sigaction(SIGTRAP, &action, NULL);
+    sigemptyset(&trap);
+    sigaddset(&trap, SIGTRAP);
+    raise(SIGTRAP);
+    pthread_sigmask(SIG_UNBLOCK, &trap, NULL);
+}
+
+static void hand_on(int number, siginfo_t *info, void *context)
+{
+    bool again = handing_on == context;
+    const struct sigaction *before = __atomic_load_n(again ? &first_before : &last_before, __ATOMIC_ACQUIRE);
+    const void *outer = handing_on;
+    sigset_t mask = ((ucontext_t *)context)->uc_sigmask, here;
+
+    if (!before || (!(before->sa_flags & SA_SIGINFO) && before->sa_handler == SIG_DFL)) {
+        default_trap(info, false);
+        return;
+    }
+    if (!(before->sa_flags & SA_SIGINFO) && before->sa_handler == SIG_IGN) {
+        default_trap(info, true);
+        return;
+    }
+    for (int other = 1; other < NSIG; other++)
+        if (sigismember(&before->sa_mask, other) == 1)
+            sigaddset(&mask, other);
+    if (!(before->sa_flags & SA_NODEFER))
+        sigaddset(&mask, SIGTRAP);
+    pthread_sigmask(SIG_SETMASK, &mask, &here);
+    handing_on = context;
+    if (before->sa_flags & SA_SIGINFO)
+        before->sa_sigaction(number, info, context);
+    else
+        before->sa_handler(number);
+    handing_on = outer;
+    pthread_sigmask(SIG_SETMASK, &here, NULL);
+}
+
+static void on_trap(int number, siginfo_t *info, void *context)
+{
+    int error = errno;
+    if (!static_call_handle_trap(info, context))
+        hand_on(number, info, context);
+    errno = error;
+}
+
+static bool is_ours(const struct sigaction *action)
+{
+    return (action->sa_flags & SA_SIGINFO) && action->sa_sigaction == on_trap;
+}
+
+/* Put our handler on top of what is there now: a program may have put its own in place of it since. */
+static int stand_in_front(void)
+{
+    struct sigaction present, ours, *copy;
+
+    if (sigaction(SIGTRAP, NULL, &present))
+        return -errno;
+    if (is_ours(&present))
+        return 0;
+    copy = malloc(sizeof(*copy)); /* never freed: a handler may be reading it for as long as it likes */
+    if (!copy)
+        return -ENOMEM;
+    *copy = present;
+    if (!first_before)
+        __atomic_store_n(&first_before, copy, __ATOMIC_RELEASE);
+    __atomic_store_n(&last_before, copy, __ATOMIC_RELEASE);
+    memset(&ours, 0, sizeof(ours));
+    ours.sa_sigaction = on_trap;
+    ours.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_RESTART;
+    sigfillset(&ours.sa_mask);
+    return sigaction(SIGTRAP, &ours, NULL) ? -errno : 0;
+}
+
+/* ---- making cores see it, and writing it ---- */
+
+static int sync_cores(void)
+{
+    if (syscall(SYS_membarrier, SYNC_CORE, 0, 0))
+        return -errno;
+    counts.syncs++;
+    OBSERVE(STATIC_CALL_STEP_SYNC, 0, NULL, 0);
+    return 0;
+}
+
+#define SCAN_MAP "%lx-%lx %4s"
+
+/* Whether every page of the text is mapped readable and executable, and nothing else. */
+static int check_text(const struct table *table)
+{
+    unsigned long low, high, reached = (unsigned long)table->text, end = reached + table->text_size;
+    char line[512], access[5];
+    bool whole = true; /* the line that follows is a line's beginning */
+    FILE *maps = fopen("/proc/thread-self/maps", "re");
+
+    if (!maps)
+        return -errno;
+    while (reached < end && fgets(line, sizeof(line), maps)) {
+        if (whole && sscanf(line, SCAN_MAP, &low, &high, access) == 3 && low <= reached && reached < high) {
+            if (strcmp(access, "r-xp") != 0)
+                break;
+            reached = high;
+        }
+        whole = strchr(line, '\n') != NULL;
+    }
+    fclose(maps);
+    return reached < end ? -EACCES : 0;
+}
+
+static void drop_writable(struct table *table)
+{
+    if (table->writable)
+        munmap(table->writable, table->text_size);
+    table->writable = NULL;
+    table->open = false;
+}
+
+/* Put a copy of the text in the text's place, of which a second mapping can be made writable. */
+static int copy_text(struct table *table)
+{
+    int error = check_text(table), file;
+    void *second;
+
+    if (error)
+        return error;
+    file = memfd_create("staticcall", MFD_CLOEXEC);
+    if (file < 0)
+        return -errno;
+    drop_writable(table);
+    if (pwrite(file, table->text, table->text_size, 0) != (ssize_t)table->text_size)
+        goto failed;
+    second = mmap(NULL, table->text_size, PROT_READ, MAP_SHARED, file, 0);
+    if (second == MAP_FAILED)
+        goto failed;
+    table->writable = second;
+    if (madvise(second, table->text_size, MADV_DONTFORK) ||
+        mmap(table->text, table->text_size, PROT_READ | PROT_EXEC, MAP_PRIVATE | MAP_FIXED, file, 0) == MAP_FAILED)
+        goto failed;
+    close(file);
+    return 0;
+failed:
+    error = errno ? -errno : -EIO;
+    drop_writable(table);
+    close(file);
+    return error;
+}
+
+static int open_writable(struct table *table)
+{
+    int error = table->writable ? 0 : copy_text(table);
+    if (!error && !table->open && mprotect(table->writable, table->text_size, PROT_READ | PROT_WRITE))
+        error = -errno;
+    table->open = !error;
+    return error;
+}
+
+static void close_writable(struct table *table)
+{
+    if (table->open && mprotect(table->writable, table->text_size, PROT_READ))
+        drop_writable(table);
+    table->open = false;
+}
+
+static void put(struct table *table, unsigned char *address, const void *bytes, size_t size, bool at_once)
+{
+    unsigned char *where = table->writable + (address - table->text);
+    uint32_t word;
+
+    if (at_once) {
+        memcpy(&word, bytes, sizeof(word));
+        __asm__ volatile("movl %1, (%0)" : : "r"(where), "r"(word) : "memory");
+    } else {
+        memcpy(where, bytes, size);
+    }
+}
+
+/*
+ * Write through the second mapping. A debugger's breakpoint gives the text's page a copy of its own, which the second
+ * mapping does not reach: then the text is copied anew.
+ */
+static int put_through(struct table *table, unsigned char *address, const void *bytes, size_t size, bool at_once)
+{
+    int error;
+
+    put(table, address, bytes, size, at_once);
+    if (memcmp(address, bytes, size) == 0)
+        return 0;
+    drop_writable(table);
+    error = open_writable(table);
+    if (error)
+        return error;
+    put(table, address, bytes, size, at_once);
+    return memcmp(address, bytes, size) == 0 ? 0 : -EIO;
+}
+
+/* Write bytes in whatever order: one, or such as nobody fetches. */
+static int write_text(struct table *table, unsigned char *address, const void *bytes, size_t size)
+{
+    int error = 0;
+
+    if (table->writable)
+        error = put_through(table, address, bytes, size, false);
+    else if (pwrite(memory, bytes, size, (off_t)(uintptr_t)address) != (ssize_t)size)
+        error = errno ? -errno : -EIO;
+    if (!error)
+        OBSERVE(STATIC_CALL_STEP_WRITE, address, (const unsigned char *)bytes, size);
+    return error;
+}
+
+static int store_text(struct table *table, unsigned char *address, int32_t displacement)
+{
+    int error = put_through(table, address, &displacement, DISPLACEMENT, true);
+    if (!error)
+        OBSERVE(STATIC_CALL_STEP_STORE, address, (const unsigned char *)&displacement, DISPLACEMENT);
+    return error;
+}
+
+static int write_displacement(const struct edit *edit)
+{
+    struct site *site = edit->site;
+    if (edit->way == BY_STORE || site->resumes)
+        return store_text(site->table, displacement_at(site), edit->displacement);
+    return write_text(site->table, displacement_at(site), &edit->displacement, DISPLACEMENT);
+}
+
+/* ---- an update: what it needs, what it does ---- */
+
+static size_t edits_count;
+
+static bool reaches(const struct site *site, const void *target, int32_t *displacement)
+{
+    int64_t distance = (int64_t)((uintptr_t)target - (uintptr_t)(site->address + site->length));
+    *displacement = (int32_t)distance;
+    return distance == *displacement;
+}
+
+/* Note what shall happen to a site whose key leads to `func`. `still` ones are looked at too, but not written. */
+static void collect(struct site *site, const void *func, bool still)
+{
+    struct edit *edit = &edits[edits_count];
+
+    if (site->form == FOREIGN)
+        return;
+    edit->site = site;
+    edit->set = false;
+    edit->way = site->way == BY_STORE && !site->trapping ? BY_STORE : BY_INT3;
+    if (site->way == BY_TRAMPOLINE || !reaches(site, func, &edit->displacement))
+        if (!reaches(site, site->key->trampoline, &edit->displacement))
+            return; /* the linker led it there, so it does */
+    edit->moves = site->trapping || edit->displacement != site->displacement;
+    if (edit->moves || (still && site->way != BY_TRAMPOLINE))
+        edits_count++;
+}
+
+/* Somebody else may have written there: then nothing is known of the place, and nothing is done. */
+static bool is_as_we_left_it(const struct site *site)
+{
+    return *site->address == (site->trapping ? OPCODE_INT3 : site->first) &&
+           (site->trapping || memcmp(displacement_at(site), &site->displacement, DISPLACEMENT) == 0);
+}
+
+/* A thread with a shadow stack cannot be given a return address by a signal handler. */
+static bool can_trap(const struct site *site)
+{
+    return !shadow_stack || site->form != CALL || site->resumes;
+}
+
+static int open_memory(const struct site *site)
+{
+    memory = open("/proc/thread-self/mem", O_RDWR | O_CLOEXEC);
+    if (memory < 0)
+        return -errno;
+    /* Some kernels let it be opened and forbid this: ask with a byte that changes nothing. */
+    if (pwrite(memory, site->address, 1, (off_t)(uintptr_t)site->address) == 1)
+        return 0;
+    close(memory);
+    memory = -1;
+    return -EACCES;
+}
+
+/* Have ready whatever one edit needs; the descriptor is opened anew for each update, since programs close what they
+ * do not know, and a number that is somebody else's file by then must not be written to. */
+static int prepare_one(const struct edit *edit)
+{
+    struct site *site = edit->site;
+    int error = no_sync;
+
+    if (!error && edit->way == BY_INT3) {
+        error = can_trap(site) ? stand_in_front() : -EOPNOTSUPP;
+        if (!error && memory < 0 && !site->table->writable && !site->resumes && open_memory(site))
+            error = open_writable(site->table);
+    }
+    if (!error && (edit->way == BY_STORE || site->resumes || site->table->writable))
+        error = open_writable(site->table);
+    return error;
+}
+
+/*
+ * Where something is forbidden, sites that go by their trampolines stay there, and all is well: the trampoline reads
+ * the key. A site that goes straight already has to follow, or the update cannot be.
+ */
+static int prepare(void)
+{
+    size_t kept = 0;
+    int error = 0;
+
+    counts.text = 0;
+    for (size_t i = 0; i < edits_count; i++) {
+        struct edit edit = edits[i];
+        int refusal = prepare_one(&edit);
+        if (refusal)
+            counts.text = refusal;
+        if (refusal && edit.moves && (edit.site->trapping || !goes_by_trampoline(edit.site)))
+            error = refusal;
+        if (!refusal && edit.moves)
+            edits[kept++] = edit;
+    }
+    edits_count = kept;
+    return error;
+}
+
+static void finish(void)
+{
+    for (struct table *table = tables; table; table = table->next)
+        close_writable(table);
+    if (memory >= 0)
+        close(memory);
+    memory = -1;
+}
+
+static int write_first(const struct edit *edit, unsigned char byte)
+{
+    return write_text(edit->site->table, edit->site->address, &byte, 1);
+}
+
+/* Steps 1 and 2. What fails here is taken back: no key has changed yet. */
+static int set_traps(bool *any)
+{
+    int error = 0;
+
+    *any = false;
+    for (size_t i = 0; i < edits_count && !error; i++) {
+        if (edits[i].way != BY_INT3)
+            continue;
+        error = write_first(&edits[i], OPCODE_INT3);
+        edits[i].set = !error;
+        *any = true;
+    }
+    if (!error && *any)
+        error = sync_cores();
+    for (size_t i = 0; error && i < edits_count; i++)
+        if (edits[i].set && !edits[i].site->trapping)
+            edits[i].site->trapping = write_first(&edits[i], edits[i].site->first) != 0;
+    return error;
+}
+
+/* Steps 4 and 5. A site whose int3 stands goes the right way already. */
+static int set_displacements(void)
+{
+    int error = 0, failure;
+
+    for (size_t i = 0; i < edits_count; i++) {
+        edits[i].site->trapping = edits[i].way == BY_INT3;
+        failure = write_displacement(&edits[i]);
+        edits[i].set = !failure;
+        if (failure)
+            error = failure;
+        else
+            edits[i].site->displacement = edits[i].displacement;
+    }
+    failure = edits_count ? sync_cores() : 0;
+    return failure ? failure : error;
+}
+
+/* Steps 6 and 7. */
+static int take_traps_away(void)
+{
+    int error = 0, failure;
+
+    for (size_t i = 0; i < edits_count; i++) {
+        if (edits[i].way != BY_INT3 || !edits[i].set)
+            continue;
+        failure = write_first(&edits[i], edits[i].site->first);
+        edits[i].site->trapping = failure != 0;
+        if (failure)
+            error = failure;
+    }
+    failure = sync_cores();
+    return error ? error : failure;
+}
+
+static size_t first_of_key(const struct static_call_key *key)
+{
+    size_t low = 0, high = sites_index->count;
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        if (deciding(sites_index->by_key[middle]->key) < key)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+#define for_each_site_of(site, decides)                                                                       \
+    for (size_t place_ = first_of_key(decides);                                                               \
+         place_ < sites_index->count && ((site) = sites_index->by_key[place_], deciding((site)->key) == (decides)); \
+         place_++)
+
+static void set_keys(const struct static_call_change *changes, size_t count)
+{
+    struct site *site;
+
+    for (size_t i = 0; i < count; i++) {
+        struct static_call_key *key = deciding(changes[i].key);
+        __atomic_store_n(&key->func, changes[i].func, __ATOMIC_RELEASE);
+        for_each_site_of (site, key)
+            __atomic_store_n(&site->key->func, changes[i].func, __ATOMIC_RELEASE);
+    }
+    OBSERVE(STATIC_CALL_STEP_KEYS, 0, NULL, 0);
+}
+
+/* Carry out what was collected, and set the keys. */
+static int apply(const struct static_call_change *changes, size_t count)
+{
+    bool trapping = false;
+    int error = 0, failure;
+
+    for (size_t i = 0; i < edits_count && !error; i++)
+        error = is_as_we_left_it(edits[i].site) ? 0 : -EILSEQ;
+    if (!error && edits_count)
+        error = prepare();
+    if (!error && edits_count)
+        error = set_traps(&trapping);
+    if (!error) {
+        set_keys(changes, count);
+        error = set_displacements();
+        /* Nobody fetches what stands behind an int3, but without the sync somebody might have. */
+        failure = trapping && !error ? take_traps_away() : 0;
+        error = error ? error : failure;
+    }
+    finish();
+    return error;
+}
+
+/* ---- tables ---- */
+
+static int compare_addresses(const void *one, const void *other)
+{
+    const struct site *a = *(struct site *const *)one, *b = *(struct site *const *)other;
+    return (a->address > b->address) - (a->address < b->address);
+}
+
+static int compare_keys(const void *one, const void *other)
+{
+    const struct static_call_key *a = deciding((*(struct site *const *)one)->key);
+    const struct static_call_key *b = deciding((*(struct site *const *)other)->key);
+    return a == b ? compare_addresses(one, other) : (a > b) - (a < b);
+}
+
+/* Put another index in place; whoever looks at the old one is waited for, which is no longer than a lookup. */
+static void replace_index(struct index *index)
+{
+    struct index *old = __atomic_exchange_n(&sites_index, index, __ATOMIC_SEQ_CST);
+    while (__atomic_load_n(&readers, __ATOMIC_SEQ_CST) != 0)
+        sched_yield();
+    free(old);
+}
+
+/* Make the index of all tables, and room for as many edits. */
+static int build_index(void)
+{
+    size_t count = 0;
+    struct index *index;
+
+    for (struct table *table = tables; table; table = table->next)
+        count += table->count;
+    if (count > edits_room) {
+        struct edit *more = realloc(edits, count * sizeof(*edits));
+        if (!more)
+            return -ENOMEM;
+        edits = more;
+        edits_room = count;
+    }
+    index = malloc(sizeof(*index) + 2 * count * sizeof(*index->by_address));
+    if (!index)
+        return -ENOMEM;
+    index->count = 0;
+    index->by_key = index->by_address + count;
+    for (struct table *table = tables; table; table = table->next)
+        for (size_t i = 0; i < table->count; i++)
+            index->by_address[index->count++] = &table->sites[i];
+    if (count)
+        memcpy(index->by_key, index->by_address, count * sizeof(*index->by_address));
+    qsort(index->by_address, count, sizeof(*index->by_address), compare_addresses);
+    qsort(index->by_key, count, sizeof(*index->by_key), compare_keys);
+    replace_index(index);
+    return 0;
+}
+
+/* An annotation without the key's symbol names the trampoline, which names the key. */
+static struct static_call_key *key_of(const struct static_call_site *record)
+{
+    uintptr_t address = ((uintptr_t)&record->key + (uintptr_t)(intptr_t)record->key) & ~(uintptr_t)RECORD_FLAGS;
+    int32_t displacement;
+
+    if (memcmp((const void *)address, INDIRECT_JMP, sizeof(INDIRECT_JMP)) == 0) {
+        memcpy(&displacement, (const unsigned char *)address + sizeof(INDIRECT_JMP), DISPLACEMENT);
+        address += sizeof(INDIRECT_JMP) + DISPLACEMENT + (uintptr_t)(intptr_t)displacement;
+    }
+    return (struct static_call_key *)address;
+}
+
+/* What the bytes of a site are: a branch to its trampoline or to where its key leads, else nothing of ours. */
+static void decode(struct site *site, bool tail)
+{
+    const unsigned char *code = site->address, *end;
+    size_t prefixes = 0;
+
+    while (prefixes < MOST_PREFIXES && is_idle_prefix(code[prefixes]))
+        prefixes++;
+    code += prefixes;
+    site->first = *site->address;
+    site->form = *code == OPCODE_CALL ? CALL : *code == OPCODE_JMP ? JMP : FOREIGN;
+    if (code[0] == OPCODE_LONG && (code[1] & 0xf0) == OPCODE_JCC) {
+        site->form = JCC;
+        site->condition = code[1] & 0x0f;
+    }
+    site->length = (unsigned char)(prefixes + (site->form == JCC ? 2 : 1) + DISPLACEMENT);
+    if (site->form == FOREIGN || tail != (site->form != CALL)) {
+        site->form = FOREIGN;
+        return;
+    }
+    memcpy(&site->displacement, displacement_at(site), DISPLACEMENT);
+    end = site->address + site->length + site->displacement;
+    if (end != (unsigned char *)site->key->trampoline && end != (unsigned char *)function_of(deciding(site->key)))
+        site->form = FOREIGN;
+}
+
+/* The rule of each protocol, by the site's bytes and address. */
+static enum way choose_way(const struct site *site)
+{
+    const unsigned char *rel32 = displacement_at(site);
+    bool stored = false;
+
+    switch (protocol) {
+    case STATIC_CALL_EMULATE:
+        return BY_INT3;
+    case STATIC_CALL_TORVALDS:
+        return site->form == CALL && site->first != OPCODE_CALL ? BY_INT3 : BY_TRAMPOLINE;
+    case STATIC_CALL_LUTOMIRSKI:
+        stored = lies_in_one(site->address, site->length, CACHE_LINE);
+        break;
+    case STATIC_CALL_REL32:
+        stored = lies_in_one(rel32, DISPLACEMENT, CACHE_LINE);
+        break;
+    case STATIC_CALL_BLOCK8:
+        stored = lies_in_one(rel32, DISPLACEMENT, BLOCK);
+        break;
+    case STATIC_CALL_OUT_OF_LINE:
+        break;
+    }
+    return site->form == CALL && stored ? BY_STORE : BY_TRAMPOLINE;
+}
+
+static void find_text(struct table *table)
+{
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), low = UINTPTR_MAX, high = 0;
+
+    for (size_t i = 0; i < table->count; i++) {
+        uintptr_t first = (uintptr_t)table->sites[i].address, end = first + table->sites[i].length;
+        if (table->sites[i].form == FOREIGN)
+            continue;
+        low = first < low ? first : low;
+        high = end > high ? end : high;
+    }
+    if (low > high)
+        return;
+    table->text = (unsigned char *)(low & ~(page - 1));
+    table->text_size = ((high + page - 1) & ~(page - 1)) - (low & ~(page - 1));
+}
+
+static struct table *read_table(struct __static_call_table id)
+{
+    size_t count = (size_t)(id.stop - id.start);
+    struct table *table = calloc(1, sizeof(*table) + count * sizeof(*table->sites));
+
+    if (!table)
+        return NULL;
+    table->id = id;
+    for (size_t i = 0; i < count; i++) {
+        const struct static_call_site *record = &id.start[i];
+        struct site *site = &table->sites[table->count++];
+        site->address = (unsigned char *)((uintptr_t)&record->addr + (uintptr_t)(intptr_t)record->addr);
+        site->key = key_of(record);
+        site->table = table;
+        decode(site, record->key & RECORD_TAIL);
+    }
+    find_text(table);
+    for (size_t i = 0; i < count; i++) {
+        struct site *site = &table->sites[i];
+        site->way = choose_way(site);
+        site->resumes = protocol == STATIC_CALL_TORVALDS && site->way == BY_INT3 && site->form == CALL &&
+                        lies_in_one(displacement_at(site), DISPLACEMENT, CACHE_LINE) &&
+                        (table->writable || copy_text(table) == 0);
+    }
+    return table;
+}
+
+static struct table **find_table(const struct static_call_site *start)
+{
+    struct table **link = &tables;
+    while (*link && (*link)->id.start != start)
+        link = &(*link)->next;
+    return link;
+}
+
+/* Lead the sites of a table, or those of one key, to where their keys lead now. */
+static int settle(const struct table *table, const struct static_call_key *origin)
+{
+    edits_count = 0;
+    for (size_t i = 0; i < sites_index->count; i++) {
+        struct site *site = sites_index->by_address[i];
+        void *func = function_of(deciding(site->key));
+        if (site->table != table && site->key->origin != origin)
+            continue;
+        __atomic_store_n(&site->key->func, func, __ATOMIC_RELEASE);
+        collect(site, func, site->table == table);
+    }
+    return apply(NULL, 0);
+}
+
+static int remove_table(const struct static_call_site *start)
+{
+    struct table **link = find_table(start), *table = *link;
+
+    if (!table)
+        return -ENOENT;
+    *link = table->next;
+    if (build_index()) {
+        replace_index(NULL); /* the next update makes one */
+    }
+    drop_writable(table);
+    free(table);
+    return 0;
+}
+
+static void at_dlclose(void *start)
+{
+    sigset_t before;
+    lock(&before);
+    remove_table(start);
+    unlock(&before);
+}
+
+extern int __cxa_atexit(void (*function)(void *), void *argument, void *dso);
+
+static int add_table(struct __static_call_table id, bool in_program)
+{
+    struct table *table;
+    int error;
+
+    if (id.start == id.stop || *find_table(id.start))
+        return 0;
+    table = read_table(id);
+    if (!table)
+        return -ENOMEM;
+    table->next = tables;
+    tables = table;
+    error = build_index();
+    if (!error && !in_program && __cxa_atexit(at_dlclose, (void *)(uintptr_t)id.start, id.dso))
+        error = -ENOMEM;
+    if (error) {
+        remove_table(id.start);
+        return error;
+    }
+    return settle(table, (const struct static_call_key *)&identity);
+}
+
+/* ---- the process ---- */
+
+static sigset_t mask_at_fork;
+
+static void before_fork(void)
+{
+    sigset_t mask;
+
+    lock(&mask);
+    mask_at_fork = mask; /* by whoever holds the lock, and read back before it goes */
+    for (struct table *table = tables; table; table = table->next)
+        drop_writable(table);
+}
+
+static void after_fork(void)
+{
+    sigset_t mask = mask_at_fork;
+    unlock(&mask);
+}
+
+static void after_fork_in_child(void)
+{
+    readers = 0; /* the threads that looked are not here */
+    after_fork();
+}
+
+static bool has_shadow_stack(void)
+{
+    unsigned long features = 0;
+    return syscall(SYS_arch_prctl, SHADOW_STACK_STATUS, &features) == 0 && (features & SHADOW_STACK);
+}
+
+static int start(void)
+{
+    if (started)
+        return 0;
+    shadow_stack = has_shadow_stack();
+    no_sync = syscall(SYS_membarrier, REGISTER_SYNC_CORE, 0, 0) ? -errno : 0;
+    if (pthread_atfork(before_fork, after_fork, after_fork_in_child))
+        return -ENOMEM;
+    started = true;
+    return build_index();
+}
+
+/* The first object that is listed is the program; it never goes. */
+static int holds_address(struct dl_phdr_info *object, size_t size, void *sought)
+{
+    const void **address = sought;
+    (void)size;
+    for (int i = 0; i < object->dlpi_phnum; i++) {
+        const ElfW(Phdr) *segment = &object->dlpi_phdr[i];
+        if (segment->p_type == PT_LOAD && (uintptr_t)*address - object->dlpi_addr - segment->p_vaddr < segment->p_memsz)
+            *address = NULL;
+    }
+    return 1;
+}
+
+static bool is_of_the_program(const void *address)
+{
+    dl_iterate_phdr(holds_address, &address);
+    return !address;
+}
+
+/* A shared object that holds the runtime may go: then its handler must not stay behind. A program's stays. */
+__attribute__((destructor)) static void step_back(void)
+{
+    struct sigaction present;
+    sigset_t before;
+
+    if (is_of_the_program(&identity))
+        return;
+    lock(&before);
+    if (first_before && !sigaction(SIGTRAP, NULL, &present) && is_ours(&present))
+        sigaction(SIGTRAP, last_before, NULL);
+    unlock(&before);
+}
+
+int static_call_set_protocol(enum static_call_protocol which)
+{
+    sigset_t before;
+    int error = -EINVAL;
+
+    lock(&before);
+    if (static_call_protocol_name(which)) {
+        error = started ? -EBUSY : 0;
+        if (!error)
+            protocol = which;
+    }
+    unlock(&before);
+    return error;
+}
+
+int __static_call_register(struct __static_call_table id)
+{
+    bool in_program = is_of_the_program(id.start);
+    sigset_t before;
+    int error;
+
+    lock(&before);
+    error = start();
+    if (!error)
+        error = add_table(id, in_program);
+    unlock(&before);
+    return error;
+}
+
+int __static_call_unregister(struct __static_call_table id)
+{
+    sigset_t before;
+    int error;
+
+    lock(&before);
+    error = id.start == id.stop ? 0 : remove_table(id.start);
+    unlock(&before);
+    return error;
+}
+
+int __static_call_own(struct static_call_key *key)
+{
+    sigset_t before;
+    int error = -EXDEV;
+
+    lock(&before);
+    if (!key->owner || key->owner == &identity) {
+        key->owner = &identity;
+        error = start();
+        error = error ? error : build_index();
+        if (error)
+            key->owner = NULL;
+        else
+            error = settle(NULL, key);
+    }
+    unlock(&before);
+    return error;
+}
+
+static int compare_pointers(const void *one, const void *other)
+{
+    const void *a = *(void *const *)one, *b = *(void *const *)other;
+    return (a > b) - (a < b);
+}
+
+/* A key may be in a batch once: which of two targets should it have? */
+static int check_once(const struct static_call_change *changes, size_t count)
+{
+    const struct static_call_key **keys = count > 1 ? malloc(count * sizeof(*keys)) : NULL;
+    int error = 0;
+
+    if (count < 2)
+        return 0;
+    if (!keys)
+        return -ENOMEM;
+    for (size_t i = 0; i < count; i++)
+        keys[i] = deciding(changes[i].key);
+    qsort(keys, count, sizeof(*keys), compare_pointers);
+    for (size_t i = 1; i < count; i++)
+        if (keys[i] == keys[i - 1])
+            error = -EINVAL;
+    free(keys);
+    return error;
+}
+
+static int check_changes(const struct static_call_change *changes, size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        const struct static_call_key *key = changes[i].key;
+        if (!key || !changes[i].func)
+            return -EINVAL;
+        key = key->origin ? key->origin : key;
+        if (key->owner != &identity && (key->owner || key != changes[i].key))
+            return -EXDEV;
+    }
+    return check_once(changes, count);
+}
+
+/* What the caller's own table needs: the program's is added by itself, a library has to call static_call_init(). */
+static int know_table(struct __static_call_table id, bool in_program)
+{
+    if (id.start == id.stop || *find_table(id.start))
+        return 0;
+    return in_program ? add_table(id, true) : -ENOENT;
+}
+
+int __static_call_update(struct __static_call_table id, const struct static_call_change *changes, size_t count)
+{
+    bool in_program = id.start != id.stop && is_of_the_program(id.start);
+    struct site *site;
+    sigset_t before;
+    int error;
+
+    lock(&before);
+    error = start();
+    if (!error && !sites_index)
+        error = build_index();
+    if (!error)
+        error = know_table(id, in_program);
+    if (!error)
+        error = check_changes(changes, count);
+    if (!error) {
+        edits_count = 0;
+        for (size_t i = 0; i < count; i++)
+            for_each_site_of (site, deciding(changes[i].key))
+                collect(site, changes[i].func, false);
+        error = apply(changes, count);
+    }
+    counts.updates += error ? 0 : count;
+    unlock(&before);
+    return error;
+}
+
+void static_call_get_state(struct static_call_state *state)
+{
+    sigset_t before;
+
+    lock(&before);
+    *state = counts;
+    state->protocol = protocol;
+    for (const struct table *table = tables; table; table = table->next) {
+        state->sites += table->count;
+        for (size_t i = 0; i < table->count; i++) {
+            if (table->sites[i].form == FOREIGN)
+                state->foreign++;
+            else if (goes_by_trampoline(&table->sites[i]))
+                state->trampoline++;
+            else
+                state->direct++;
+        }
+    }
+    unlock(&before);
+}
