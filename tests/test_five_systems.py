@@ -54,9 +54,15 @@ class Ran(NamedTuple):
     sites: list[Live]
 
 
+@pytest.fixture(scope="module")
+def tools(made: Objects) -> Objects:
+    """That there are compilers is what the other objects need as well."""
+    return made
+
+
 @pytest.fixture(scope="module", params=COMPILERS)
-def program(request: pytest.FixtureRequest, made: Objects, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    del made  # it looks for the compilers
+def program(request: pytest.FixtureRequest, tools: Objects, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    assert isinstance(tools, Objects)
     compiler = cast(Compiler, request.param)
     folder = tmp_path_factory.mktemp("systems")
     objects = []
