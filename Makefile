@@ -15,8 +15,8 @@ WORKERS ?= $(shell nproc)
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
 DEMO_PACKAGES := gcc libc6-dev python3 python3-venv
-TEST_PACKAGES := $(DEMO_PACKAGES) bc binutils bison busybox-static clang cpio flex g++ libelf-dev libelf1 libssl-dev \
-    lld llvm make mold qemu-system-x86 xz-utils
+TEST_PACKAGES := $(DEMO_PACKAGES) bc binutils bison busybox-static clang cmake cpio flex g++ libelf-dev libelf1 libssl-dev \
+    lld llvm make meson mold ninja-build pkg-config qemu-system-x86 xz-utils
 
 .PHONY: help setup demo test check kernels bench lock clean
 
