@@ -1,17 +1,23 @@
 """Print every figure that the project promises, beside its peer and its limit; exit with 1 where one is missed.
 
-python -m bench            all of them, seven rounds; some eight minutes
+python -m bench            all of them, seven rounds; some ten minutes
 python -m bench --rounds 3 --skip-objdump --only objects
 """
 
 import argparse
 import sys
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+from bench.builds import build_figures
+from bench.calls import call_figures
 from bench.images import image_figures
 from bench.measure import Figure, say
 from bench.objects import object_figures
+
+_PARTS = ("images", "objects", "calls", "builds")
 
 
 def main() -> None:
@@ -19,14 +25,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--skip-objdump", action="store_true", help="leave the slowest peer out")
-    parser.add_argument("--only", choices=("images", "objects"), help="one half of them")
+    parser.add_argument("--only", choices=_PARTS, help="one part of them")
     options = parser.parse_args()
+    images = partial(image_figures, with_objdump=not options.skip_objdump)
+    measures: tuple[Callable[[Path, int], list[Figure]], ...] = (images, object_figures, call_figures, build_figures)
     figures: list[Figure] = []
     with tempfile.TemporaryDirectory(prefix="staticcall-bench-") as folder:
-        if options.only != "objects":
-            figures += image_figures(Path(folder), options.rounds, with_objdump=not options.skip_objdump)
-        if options.only != "images":
-            figures += object_figures(Path(folder), options.rounds)
+        for name, measure in zip(_PARTS, measures, strict=True):
+            if options.only in (None, name):
+                home = Path(folder) / name
+                home.mkdir()
+                figures += measure(home, options.rounds)
     say("")
     for figure in figures:
         say(str(figure))

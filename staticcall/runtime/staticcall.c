@@ -570,15 +570,18 @@ static int open_memory(const struct site *site)
     return -EACCES;
 }
 
-/* Have ready whatever one edit needs; the descriptor is opened anew for each update, since programs close what they
- * do not know, and a number that is somebody else's file by then must not be written to. */
-static int prepare_one(const struct edit *edit)
+/*
+ * Have ready whatever one edit needs; `handler` is why there is no trap handler, or 0. The descriptor is opened anew for
+ * each update, since programs close what they do not know, and a number that is somebody else's file by then must not
+ * be written to.
+ */
+static int prepare_one(const struct edit *edit, int handler)
 {
     struct site *site = edit->site;
     int error = no_sync;
 
     if (!error && edit->way == BY_INT3) {
-        error = can_trap(site) ? stand_in_front() : -EOPNOTSUPP;
+        error = can_trap(site) ? handler : -EOPNOTSUPP;
         if (!error && memory < 0 && !site->table->writable && !site->resumes && open_memory(site))
             error = open_writable(site->table);
     }
@@ -594,12 +597,17 @@ static int prepare_one(const struct edit *edit)
 static int prepare(void)
 {
     size_t kept = 0;
-    int error = 0;
+    bool traps = false;
+    int error = 0, handler = 0;
 
+    for (size_t i = 0; i < edits_count; i++)
+        traps = traps || edits[i].way == BY_INT3;
+    if (traps)
+        handler = stand_in_front();
     counts.text = 0;
     for (size_t i = 0; i < edits_count; i++) {
         struct edit edit = edits[i];
-        int refusal = prepare_one(&edit);
+        int refusal = prepare_one(&edit, handler);
         if (refusal)
             counts.text = refusal;
         if (refusal && edit.moves && (edit.site->trapping || !goes_by_trampoline(edit.site)))
@@ -707,7 +715,8 @@ static void set_keys(const struct static_call_change *changes, size_t count)
         struct static_call_key *key = deciding(changes[i].key);
         __atomic_store_n(&key->func, changes[i].func, __ATOMIC_RELEASE);
         for_each_site_of (site, key)
-            __atomic_store_n(&site->key->func, changes[i].func, __ATOMIC_RELEASE);
+            if (site->key != key)
+                __atomic_store_n(&site->key->func, changes[i].func, __ATOMIC_RELEASE);
     }
     OBSERVE(STATIC_CALL_STEP_KEYS, 0, NULL, 0);
 }

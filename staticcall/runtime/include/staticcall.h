@@ -232,8 +232,10 @@ __SC_C_END
 /*
  * Declare a static call whose targets have the type of `function`. The trampoline is declared with default visibility
  * and defined hidden: only so do compilers leave calls to the linker under -fno-plt, which makes prefixed ones of them.
+ * The key is named for its record, also in a file that only calls and has no other use of it.
  */
 #define DECLARE_STATIC_CALL(name, function)                                                                   \
+    __asm__(".globl __SCK__" #name);                                                                          \
     __SC_C struct static_call_key __SCK__##name __SC_HIDDEN;                                                  \
     __SC_C __SC_EXPORTED __typeof__(function) __SCT__##name
 
