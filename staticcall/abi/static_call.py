@@ -22,6 +22,9 @@ from typing import Final
 
 KEY_PREFIX: Final = "__SCK__"
 TRAMPOLINE_PREFIX: Final = "__SCT__"
+# The exported names of a trampoline and its key, by which a shared object of user programs offers a static call.
+OFFER_PREFIX: Final = "__SCO__"
+OFFERED_KEY_PREFIX: Final = "__SCX__"
 # What the postings of 2018 and 2019 called the trampoline; their key had the bare name.
 OLD_TRAMPOLINE_PREFIXES: Final = ("____static_call_tramp_", "__static_call_tramp_")
 TRAMPOLINE_PREFIXES: Final = (TRAMPOLINE_PREFIX, *OLD_TRAMPOLINE_PREFIXES)
@@ -41,10 +44,16 @@ TRAMPOLINE_SIZE: Final = 8
 # ud1 %esp,%ecx, never executed; 5.10 to 5.18 spelt out "SCT". Both stand behind five bytes of code.
 SIGNATURES: Final = {b"\x0f\xb9\xcc": "ud1", b"SCT": "SCT"}
 SIGNATURE_OFFSET: Final = 5
+# The trampoline of a user program's staticcall.h: jmp *key(%rip), six bytes, and the start of a ud1.
+INDIRECT_TRAMPOLINE: Final = b"\xff\x25"
+INDIRECT_SIGNATURE: Final = b"\x0f\xb9"
+INDIRECT_SIGNATURE_OFFSET: Final = 6
 
 RETURN_THUNK: Final = "__x86_return_thunk"
 RETURN0: Final = "__static_call_return0"
 PLAIN_RETURN: Final = "__static_call_return"
+# What a static call of staticcall.h leads to where it does nothing: its key is never 0.
+NOP_FUNCTION: Final = "__static_call_nop"
 
 # nopl 0x0(%rax,%rax,1): a call whose target is NULL.
 NOP5: Final = bytes.fromhex("0f1f440000")
@@ -73,6 +82,7 @@ SYMBOL_STEMS: Final = (
     (b"static_call_tramp_", (2, 4)),
     (b"static_call_sites", (8, 7)),
     (b"static_call_return", (2,)),
+    (b"static_call_nop", (2,)),
     (b"x86_return_thunk", (2,)),
     (b"xor5rax", (0,)),
     (b"linux_banner", (0,)),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
+from typing import Any, TypeVar
 
 import click
 
@@ -11,6 +12,7 @@ from staticcall import __version__
 from staticcall.cli.clicked import command_of
 from staticcall.cli.entry import QUICK
 from staticcall.cli.outcome import complain, exit_code_of
+from staticcall.cli.quick import PLACES, place_of
 from staticcall.errors import ExitCode
 
 COMMANDS = ("report", "patch", "annotate", "verify", "revert", "schema")
@@ -33,7 +35,26 @@ class LazyGroup(click.Group):
         return command
 
 
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def place_options(function: F) -> F:
+    """Add the options that only print where something is; the first one given ends the run."""
+    for name in reversed(list(PLACES)):
+        function = click.option(
+            name, is_flag=True, expose_value=False, is_eager=True, callback=_print_place, help=PLACES[name].help
+        )(function)
+    return function
+
+
+def _print_place(context: click.Context, option: click.Parameter, value: bool) -> None:
+    if value and not context.resilient_parsing:
+        click.echo(place_of(option.opts[0]))
+        context.exit()
+
+
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@place_options
 @click.version_option(__version__, prog_name="staticcall")
 def cli() -> None:
     """List, check, rewrite and prove static calls in ELF files.

@@ -1,14 +1,38 @@
-"""A quick way in for commands that a build runs by the thousand.
+"""A quick way in for what a build runs by the thousand.
 
 Importing click takes longer than annotating an object. So these commands declare their options as values; what is
 certainly right is parsed here, and everything else (help, mistakes, spellings that click knows) is left to click,
 which is built from the same values (`staticcall.cli.clicked`).
 """
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+import staticcall
 
 _DIGITS = 9
+
+
+class Place(NamedTuple):
+    """An option that only says where something of the package is: its path below the package, and the help."""
+
+    parts: tuple[str, ...]
+    help: str
+
+
+PLACES: Final[Mapping[str, Place]] = {
+    "--include-dir": Place(("runtime", "include"), "Print the folder of staticcall.h, and exit."),
+    "--runtime-source": Place(("runtime", "staticcall.c"), "Print the path of the runtime's source, and exit."),
+    "--pkg-config-dir": Place(("runtime", "pkgconfig"), "Print the folder for PKG_CONFIG_PATH, and exit."),
+    "--cmake-dir": Place(("runtime", "cmake"), "Print the folder for CMake's staticcall_DIR, and exit."),
+}
+
+
+def place_of(option: str) -> str:
+    """The path that one of the `PLACES` says."""
+    own = os.path.dirname(staticcall.__file__)  # noqa: PTH120 - importing pathlib takes longer than all this
+    return os.path.join(own, *PLACES[option].parts)  # noqa: PTH118 - as above
 
 
 class Option(NamedTuple):

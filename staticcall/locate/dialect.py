@@ -33,6 +33,7 @@ def read_dialect(image: Image, symbols: Mapping[str, Symbol]) -> Dialect:
         return_thunk=addresses.get(static_call.RETURN_THUNK),
         return0=addresses.get(static_call.RETURN0),
         plain_return=addresses.get(static_call.PLAIN_RETURN),
+        nop_function=addresses.get(static_call.NOP_FUNCTION),
     )
 
 

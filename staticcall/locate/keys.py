@@ -68,6 +68,7 @@ def read_slots(image: Image, addresses: Iterable[int]) -> dict[int, Slot]:
     slots: dict[int, Slot] = {}
     unpack = elf64.POINTER.unpack
     undefined = set() if image.placement is None else set(image.placement.undefined.values())
+    offers = _offers(image)
     for address, offset, code in image.read_each(addresses, elf64.POINTER_SIZE):
         if address in undefined:
             slots[address] = Slot(None, 0, elsewhere=True)
@@ -76,7 +77,8 @@ def read_slots(image: Image, addresses: Iterable[int]) -> dict[int, Slot]:
         if relocation is not None and relocation.file_offset is not None:
             slots[address] = _relocated_slot(relocation, relocation.file_offset)
         elif len(code) == elf64.POINTER_SIZE:
-            slots[address] = Slot(offset, unpack(code)[0])
+            (value,) = unpack(code)
+            slots[address] = Slot(None, 0, symbol=offers[value]) if value in offers else Slot(offset, value)
         elif image.in_memory(address):
             slots[address] = Slot(None, 0)
         else:
@@ -85,6 +87,15 @@ def read_slots(image: Image, addresses: Iterable[int]) -> dict[int, Slot]:
                 advice="the table is damaged or --table names another place",
             )
     return slots
+
+
+def _offers(image: Image) -> Mapping[int, str]:
+    """What an object uses of shared objects that offer static calls: names by address. Run time finds them."""
+    if image.placement is None:
+        return {}
+    symbols, undefined = image.placement.file.symbols, image.placement.undefined
+    numbers = symbols.endings(static_call.OFFER_PREFIX.encode())
+    return {undefined[number]: symbols.symbol(number).name for number in numbers if number in undefined}
 
 
 def _relocated_slot(relocation: Relocation, entry_offset: int) -> Slot:

@@ -15,6 +15,10 @@ from staticcall.model.sites import Finding, Key, Located, Severity, Site, Source
 # have __static_call_return.
 _ACCEPTED_TAIL = frozenset({Form.TAIL_JMP, Form.RET, Form.JCC})
 _ACCEPTED_CALL = frozenset({Form.CALL, Form.NOP, Form.RET0, Form.WARN_TRAP})
+# What a live key's sites are made of: branches, and before a linker has relaxed them those through the GOT.
+_LIVE_TAIL = frozenset({Form.TAIL_JMP, Form.JCC})
+_LIVE_CALL = frozenset({Form.CALL, Form.PREFIXED_CALL})
+_UNLINKED = {Form.INDIRECT_CALL: Form.CALL, Form.INDIRECT_JMP: Form.TAIL_JMP}
 _JCC_SINCE = (6, 2)
 
 
@@ -135,7 +139,16 @@ def _about_site(
             f"record {site.record} points into {site.section or 'a place'}, which holds no code",
             site.address,
         )
-    if not accepted(located, site):
+    key = located.key_of(site)
+    if key is not None and key.live:
+        if not _rewritable(site):
+            yield Finding(
+                "not-live",
+                Severity.NOTE,
+                f"record {site.record} points to a {site.instruction.form}, which no update at run time reaches",
+                site.address,
+            )
+    elif not accepted(located, site):
         kernel, code = located.dialect.kernel, image.in_file(site.file_offset, site.code)
         yield Finding(
             "unaccepted-bytes",
@@ -145,6 +158,14 @@ def _about_site(
             site.address,
         )
     yield from _about_destination(image, located, site, names)
+
+
+def _rewritable(site: Site) -> bool:
+    """Whether the runtime would take the bytes at a site for a branch of its own."""
+    form = site.instruction.form
+    if site.alignment:
+        form = _UNLINKED.get(form, form)
+    return form in (_LIVE_TAIL if site.tail else _LIVE_CALL)
 
 
 def accepted(located: Located, site: Site) -> bool:
@@ -191,7 +212,7 @@ def stale(located: Located, site: Site, key: Key) -> bool:
     form, destination = site.instruction.form, site.instruction.destination
     if target.kind is TargetKind.RUNTIME or leads_to_trampoline(located, site):
         return False
-    if target.kind is TargetKind.NULL:
+    if target.kind is TargetKind.NULL and not target.address:
         returns = (located.dialect.return_thunk, located.dialect.plain_return)
         return form not in (Form.NOP, Form.RET) and (destination is None or destination not in returns)
     if target.kind is TargetKind.RET0 and form is Form.RET0:

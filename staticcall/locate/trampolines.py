@@ -4,6 +4,7 @@ e9 rel32  0f b9 cc      jmp func; ud1 %esp,%ecx         5.18 and later
 e9 rel32  53 43 54      jmp func; "SCT"                 5.10 to 5.18
 c3 cc 90 90 90 ...      ret                             target NULL, without return thunks
 ff 25 disp32            jmp *key(%rip)                  the temporary trampoline of 2018
+ff 25 disp32  0f b9     jmp *key(%rip); ud1             user programs, staticcall.h
 e8 rel32 c3             call func; ret                  the first permanent one of 2018
 """
 
@@ -70,4 +71,7 @@ def decode_trampoline(name: str, address: int, code: bytes) -> Trampoline:
         form = TrampolineForm.CALL_RET
     if form is TrampolineForm.UNKNOWN or instruction.opcode:
         return Trampoline(name, address, TrampolineForm.UNKNOWN, None, None, signature, code)
+    if form is TrampolineForm.INDIRECT_JMP:
+        signed = code[static_call.INDIRECT_SIGNATURE_OFFSET :] == static_call.INDIRECT_SIGNATURE
+        signature = "ud1" if signed else ""
     return Trampoline(name, address, form, instruction.destination, instruction.slot, signature, code)

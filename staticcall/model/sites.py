@@ -107,6 +107,16 @@ class Key(NamedTuple):
     slot: Slot
     trampoline: Trampoline | None
 
+    @property
+    def live(self) -> bool:
+        """Whether a running program may lead it elsewhere: its trampoline is the one of staticcall.h.
+
+        Such a trampoline reads the key, which therefore is never 0, and the runtime knows sites by their branches, so
+        those stay calls and jumps, whatever the target.
+        """
+        home = self.trampoline
+        return bool(home and home.form is TrampolineForm.INDIRECT_JMP and home.slot == self.address and home.signature)
+
 
 class TargetKind(Word):
     """What a key leads to, as far as the bytes at a site depend on it."""
@@ -118,7 +128,10 @@ class TargetKind(Word):
 
 
 class Target(NamedTuple):
-    """Where a static call leads or shall lead; `address` is 0 for NULL and for what only run time knows."""
+    """Where a static call leads or shall lead.
+
+    `address` is 0 for NULL, but for that of a live key, and for what only run time knows.
+    """
 
     kind: TargetKind
     name: str
@@ -129,8 +142,8 @@ class Dialect(NamedTuple):
     """The bytes that the code in this very file uses for each state of a site, by evidence where there is any.
 
     `return_thunk` is the address of `__x86_return_thunk`, `return0` that of `__static_call_return0`,
-    `plain_return` that of `__static_call_return`, None where the image has no such symbol. `release` is the
-    kernel's version.
+    `plain_return` that of `__static_call_return`, `nop_function` that of `__static_call_nop`, None where the image
+    has no such symbol. `release` is the kernel's version.
     """
 
     kernel: bool
@@ -141,6 +154,7 @@ class Dialect(NamedTuple):
     return_thunk: int | None
     return0: int | None
     plain_return: int | None
+    nop_function: int | None = None
 
 
 class Severity(Word):
@@ -195,7 +209,7 @@ class Located(NamedTuple):
         slot = key.slot
         if slot.symbol or slot.elsewhere:
             return TargetKind.RUNTIME
-        if not slot.value:
+        if not slot.value or (slot.value == self.dialect.nop_function and key.live):
             return TargetKind.NULL
         return TargetKind.RET0 if slot.value == self.dialect.return0 else TargetKind.FUNCTION
 
@@ -203,7 +217,7 @@ class Located(NamedTuple):
         """What a key leads to at present, by its name if `names` has one for the address."""
         kind, slot = self.kind_of(key), key.slot
         if kind is TargetKind.NULL:
-            return Target(kind, "NULL", 0)
+            return Target(kind, "NULL", slot.value)
         if slot.elsewhere:
             return Target(kind, "(what another file says)", 0)
         return Target(kind, slot.symbol or names.get(slot.value) or f"{slot.value:#x}", slot.value)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from itertools import compress
 from typing import NamedTuple
 
-from staticcall.abi import elf64
+from staticcall.abi import elf64, static_call
 from staticcall.errors import MalformedError
 
 
@@ -95,6 +95,8 @@ class SymbolTable:
             if symbol.address not in addresses or symbol.type in _NO_PLACES:
                 continue
             rank = 2 * (symbol.type in _FUNCTIONS) + (symbol.binding != elf64.STB_LOCAL)
+            if symbol.name.startswith(_OFFERS):
+                rank = -1  # another name of what has a better one here
             if symbol.address not in best or rank > best[symbol.address][0]:
                 best[symbol.address] = (rank, symbol)
         return {address: symbol for address, (_, symbol) in best.items()}
@@ -148,5 +150,6 @@ _VALUE_OFFSET = 8
 MOST_NAMES = 1 << 28
 _NO_PLACES = frozenset({elf64.STT_SECTION, elf64.STT_FILE, elf64.STT_TLS})
 _FUNCTIONS = frozenset({elf64.STT_FUNC, elf64.STT_GNU_IFUNC})
+_OFFERS = (static_call.OFFER_PREFIX, static_call.OFFERED_KEY_PREFIX)
 
 NO_SYMBOLS = SymbolTable(b"", b"")

@@ -170,10 +170,12 @@ def _table(
         fields.extend((place + _KEY_FIELD, keys[site.trampoline] << 32 | kind, flag))
         place += static_call.RECORD_SIZE
     flags = elf64.SHF_GROUP if grouped else 0
+    # Kernels' linker scripts keep their table; in user space --gc-sections would drop what only records refer to.
+    retained = 0 if name.startswith(".") else elf64.SHF_GNU_RETAIN
     table = NewSection(
         name,
         elf64.SHT_PROGBITS,
-        elf64.SHF_WRITE | elf64.SHF_ALLOC | flags,
+        elf64.SHF_WRITE | elf64.SHF_ALLOC | retained | flags,
         0,
         0,
         1,

@@ -8,6 +8,7 @@ that the kernel finds nothing left to do:
     tail jmp    e9 rel32            c3 cc cc cc cc              e9 rel32
     tail jcc    0f 8x rel32         0f 8x to a bare ret         0f 8x rel32
 
+A live key, one of a user program's staticcall.h, has functions for all three: its sites stay calls and jumps.
 A prefix in front of a call stays in front of what replaces it.
 """
 
@@ -33,7 +34,7 @@ def site_code(located: Located, site: Site, key: Key, target: Target) -> Code:
     Raises `UnsafeError` where none of the site's forms can express that.
     """
     try:
-        code = _tail_code(located, site, key, target) if site.tail else _call_code(located.dialect, site, target)
+        code = _tail_code(located, site, key, target) if site.tail else _call_code(located.dialect, site, key, target)
     except OverflowError:
         raise UnsafeError(
             f"{target.name} is more than 2 GiB away from the site at {site.where} of key {key.name}",
@@ -49,11 +50,11 @@ def site_code(located: Located, site: Site, key: Key, target: Target) -> Code:
     return code
 
 
-def _call_code(dialect: Dialect, site: Site, target: Target) -> Code:
+def _call_code(dialect: Dialect, site: Site, key: Key, target: Target) -> Code:
     prefixes = site.code[: site.instruction.opcode]
-    if target.kind is TargetKind.NULL:
+    if target.kind is TargetKind.NULL and not key.live:
         return Code(prefixes + dialect.nop, Form.NOP, None)
-    if target.kind is TargetKind.RET0 and _writes_xor(dialect):
+    if target.kind is TargetKind.RET0 and not key.live and _writes_xor(dialect):
         return Code(prefixes + dialect.ret0, Form.RET0, None)
     call = x86.encode_call(site.address + len(prefixes), target.address)
     return Code(prefixes + call, Form.PREFIXED_CALL if prefixes else Form.CALL, target.address)
@@ -66,7 +67,7 @@ def _writes_xor(dialect: Dialect) -> bool:
 
 def _tail_code(located: Located, site: Site, key: Key, target: Target) -> Code:
     dialect = located.dialect
-    if target.kind is TargetKind.NULL:
+    if target.kind is TargetKind.NULL and not key.live:
         if dialect.kernel and dialect.return_thunk is not None:
             # Which return this processor needs is decided at boot; the trampoline is fixed up then.
             return _to_trampoline(site, key)

@@ -80,7 +80,9 @@ def _slot_cannot_be_written(image: Image, key: Key, present: Target, target: Tar
         return UnsafeError(
             f"key {key.name} gets its target {slot.symbol} from the dynamic linker",
             code="slot-resolved-at-run-time",
-            advice="give the target hidden visibility or -Bsymbolic and link again",
+            advice="patch the file that offers it"
+            if slot.symbol.startswith(static_call.OFFER_PREFIX)
+            else "give the target hidden visibility or -Bsymbolic and link again",
         )
     if present.address == target.address:
         return None
@@ -126,7 +128,7 @@ def replaceable(image: Image, keys: Iterable[Key]) -> frozenset[int]:
 def _null_would_be_called(
     image: Image, key: Key, sites: Sequence[Site], present: Target, target: Target
 ) -> UnsafeError | None:
-    if target.kind is not TargetKind.NULL or present.kind is TargetKind.NULL:
+    if target.kind is not TargetKind.NULL or target.address or present.kind is TargetKind.NULL:
         return None
     callers = [f"the {site.instruction.form} at {site.where}" for site in sites if _reads(site, key)]
     trampoline = key.trampoline

@@ -42,7 +42,7 @@ def resolve_sets(image: Image, located: Located, wishes: Wishes) -> tuple[dict[i
         key = _resolve_key(image, located, name)
         if key.address in found:
             raise UsageError(f"key {key.name} is set twice")
-        target = _resolve_target(image, located, wanted)
+        target = _resolve_target(image, located, key, wanted)
         if target is None:
             target = _elsewhere(image, wanted, len(unknown))
             target = unknown.setdefault(target.name, target)
@@ -81,11 +81,11 @@ def _resolve_key(image: Image, located: Located, name: str) -> Key:
     return matches[0]
 
 
-def _resolve_target(image: Image, located: Located, wanted: str) -> Target | None:
+def _resolve_target(image: Image, located: Located, key: Key, wanted: str) -> Target | None:
     """The target of that name, or None where another object has to define it."""
+    return0, nop = located.dialect.return0, located.dialect.nop_function if key.live else None
     if wanted == _NULL:
-        return Target(TargetKind.NULL, _NULL, 0)
-    return0 = located.dialect.return0
+        return Target(TargetKind.NULL, _NULL, nop or 0)
     if wanted == _RET0:
         if return0 is None and image.placement is not None:
             return None
@@ -107,6 +107,8 @@ def _resolve_target(image: Image, located: Located, wanted: str) -> Target | Non
             code="target-is-trampoline",
             advice="name the function itself",
         )
+    if symbol.address == nop:
+        return Target(TargetKind.NULL, _NULL, nop)
     kind = TargetKind.RET0 if symbol.address == return0 else TargetKind.FUNCTION
     return Target(kind, symbol.name, symbol.address)
 

@@ -16,7 +16,7 @@ from staticcall.abi import elf64, x86
 from staticcall.errors import MalformedError
 from staticcall.model.change import Edit, EditKind, Plan
 from staticcall.model.report import ImageReport
-from staticcall.model.sites import Finding, Key, Policy, Site, Verdict
+from staticcall.model.sites import Finding, Key, Policy, Site, TargetKind, Verdict
 from staticcall.report.names import Names, hexadecimal, shown
 
 SCHEMA_VERSION = 1
@@ -108,7 +108,7 @@ def _key(report: ImageReport, names: Names, key: Key) -> dict[str, object]:
         "name": key.name,
         "address": None if report.image.placement else hexadecimal(key.address),
         "defined": not key.slot.elsewhere,
-        "func": names.function_of(key),
+        "func": None if report.located.kind_of(key) is TargetKind.NULL else names.function_of(key),
         "trampoline": key.trampoline.label if key.trampoline else None,
         "sites": direct + others,
     }

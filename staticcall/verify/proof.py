@@ -147,7 +147,8 @@ def _check_call(case: _Case, key: int) -> Iterator[Change]:
     """
     scene = case.scene
     slot, home = scene.slots.get(key), scene.trampolines.get(key)
-    call = rules.Call(scene.keys[key], key, slot.after if slot else None, home.address if home else None)
+    live = bool(home and rules.is_live(home.before))
+    call = rules.Call(scene.keys[key], key, slot.after if slot else None, home.address if home else None, live)
     moved = any(place is not None and place.before != place.after for place in (slot, home))
     if slot and slot.before != slot.after:
         yield _check_slot(scene, call, slot, moves=case.moves)

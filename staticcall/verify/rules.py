@@ -13,6 +13,9 @@
                           NULL        ret and padding, jmp __x86_return_thunk
                           any         jmp *slot, the temporary form
 
+Where the temporary form has a signature, as in user programs, the key is never NULL and sites are branches alone:
+the function itself, be it one that does nothing or returns 0, or the trampoline.
+
 Every check raises `VerificationError` and returns nothing of interest otherwise.
 
 Sources: arch/x86/kernel/static_call.c, Linux 5.10 to 6.12; the postings of 2018 and 2019 for the old forms.
@@ -23,7 +26,14 @@ from __future__ import annotations
 from enum import Enum
 from typing import NamedTuple, NoReturn
 
-from staticcall.abi.static_call import RET_SITE, RET_TRAMPOLINE, RET_TRAMPOLINE_NOPS
+from staticcall.abi.static_call import (
+    INDIRECT_SIGNATURE,
+    INDIRECT_SIGNATURE_OFFSET,
+    INDIRECT_TRAMPOLINE,
+    RET_SITE,
+    RET_TRAMPOLINE,
+    RET_TRAMPOLINE_NOPS,
+)
 from staticcall.errors import VerificationError
 from staticcall.model.form import Form
 from staticcall.verify.decode import Decoded
@@ -60,13 +70,15 @@ class Call(NamedTuple):
     """One static call as the patched file has it.
 
     `address` is the key's, `func` its value there: 0 for NULL, None where only run time knows it.
-    `trampoline` is None where the image does not tell which one is the key's.
+    `trampoline` is None where the image does not tell which one is the key's. A `live` one has the trampoline of a
+    user program, which goes on following its key at run time.
     """
 
     name: str
     address: int
     func: int | None
     trampoline: int | None
+    live: bool = False
 
     @property
     def target(self) -> str:
@@ -99,6 +111,8 @@ def check_target(place: Place, call: Call, layout: Layout, *, was: int, fixed: b
         place.refuse("has changed, though only run time knows its value")
     if fixed or (moves and not (was and func)):
         place.refuse(f"went from {was:#x} to {func:#x} in an image whose relocations did not follow")
+    if call.live and not func:
+        place.refuse("became NULL, which its trampoline would jump to")
     if func and func == call.trampoline:
         place.refuse("leads to the static call's own trampoline, so to itself")
     if func and not layout.is_code(func):
@@ -125,6 +139,8 @@ def check_change(place: Place, before: Decoded, after: Decoded) -> None:
 def check_site(place: Place, call: Call, names: Names, *, tail: bool, now: Decoded) -> None:
     """Accept a site that does what its static call wants; an indirect one has a check of its own."""
     form = now.form
+    if call.live and form not in CALLS and form not in JUMPS:
+        place.refuse(f"is {now.mnemonic or 'no instruction'}, while {call.name} may be led elsewhere at run time")
     if form in CALLS or form in JUMPS:
         if tail is not (form in JUMPS):
             place.refuse(f"is a {now.mnemonic}, which contradicts its record's TAIL flag")
@@ -160,6 +176,11 @@ def check_indirect_site(place: Place, call: Call, pointer: int | None, destinati
     """Accept a site that calls through memory if it reads the key itself, or a pointer to the trampoline."""
     if pointer != call.address and (destination is None or destination not in (call.trampoline, call.func)):
         place.refuse(f"calls through {pointer or 0:#x}, which is not known to lead where {call.name} does")
+
+
+def is_live(code: bytes) -> bool:
+    """Whether a trampoline's eight bytes are those of a user program: jmp *slot and the start of a ud1."""
+    return code.startswith(INDIRECT_TRAMPOLINE) and code[INDIRECT_SIGNATURE_OFFSET:] == INDIRECT_SIGNATURE
 
 
 def check_trampoline_change(place: Place, before: bytes, after: bytes) -> None:

@@ -16,6 +16,7 @@ from staticcall.verify.decode import MOST_BYTES, Code, Decoder
 from staticcall.verify.layout import Layout
 from staticcall.verify.names import Names, read_names
 from staticcall.verify.relocations import Carrier, Pointer, read_pointers
+from staticcall.verify.rules import is_live
 from staticcall.verify.source import Source, Span
 
 _POINTER = Struct("<Q")
@@ -222,8 +223,8 @@ def _signed(layout: Layout, source: Source, address: int) -> bool:
     offset = layout.offset_of(address, abi.TRAMPOLINE_SIZE)
     if offset is None:
         return False
-    at = abi.SIGNATURE_OFFSET
-    return source.read(offset + at, abi.TRAMPOLINE_SIZE - at) in abi.SIGNATURES
+    code = source.read(offset, abi.TRAMPOLINE_SIZE)
+    return code[abi.SIGNATURE_OFFSET :] in abi.SIGNATURES or is_live(code)
 
 
 def _trampolines(original: Source, patched: Source, layout: Layout, homes: dict[int, int]) -> dict[int, Trampoline]:

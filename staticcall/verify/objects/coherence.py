@@ -20,6 +20,13 @@ _FAMILIES = (
     frozenset({Form.INDIRECT_CALL}),
     frozenset({Form.INDIRECT_JMP}),
 )
+# What is made of a call that a running program may lead elsewhere.
+_BRANCHES = frozenset(
+    {
+        *(Form.CALL, Form.PREFIXED_CALL, Form.TAIL_JMP, Form.JCC, Form.SHORT_JMP),
+        *(Form.INDIRECT_CALL, Form.INDIRECT_JMP),
+    }
+)
 _CODE_TYPES = frozenset({elf.STT_NOTYPE, elf.STT_FUNC, elf.STT_GNU_IFUNC})
 
 
@@ -73,9 +80,12 @@ def check_call(after: Elf, call: Call) -> None:
     if target in (UNKNOWN, *own):
         _refuse(after, call, call.slot[0], "the key leads nowhere")
     _check_target(after, call, target)
+    live = call.trampoline[1].after.form is Form.INDIRECT_JMP
+    if live:
+        _check_live(after, call, target)
+    if call.trampoline[1].after.target != (own[-1] if live else target):
+        _refuse(after, call, call.trampoline[0], "the trampoline leads elsewhere than the key")
     for what, (place, pair) in (("key", call.slot), ("trampoline", call.trampoline)):
-        if pair.after.target != target:
-            _refuse(after, call, place, f"the {what} leads elsewhere than the key")
         if pair.changed and not pair.after.clean:
             _refuse(after, call, place, f"the {what} has bytes below its relocation, or two of those")
     for place, tail, pair in call.sites:
@@ -85,6 +95,18 @@ def check_call(after: Elf, call: Call) -> None:
             if pair.before.target not in (call.slot[1].before.target, *own):
                 _refuse(after, call, place, "a site led neither to its trampoline nor where the key did")
             _check_change(after, call, place, pair, tail=tail)
+
+
+def _check_live(after: Elf, call: Call, target: Target) -> None:
+    """Judge what a running program may lead elsewhere: its trampoline stays, and has a key to follow."""
+    assert call.trampoline is not None  # it says that the call is live
+    if call.trampoline[1].changed:
+        _refuse(after, call, call.trampoline[0], "the trampoline changed, which follows its key as it is")
+    if target == NULL:
+        _refuse(after, call, call.trampoline[0], "the key is NULL, which the trampoline would jump to")
+    for place, _, pair in call.sites:
+        if pair.after.form not in _BRANCHES:
+            _refuse(after, call, place, f"a site is a {pair.after.form}, which nothing leads elsewhere at run time")
 
 
 def _check_change(after: Elf, call: Call, place: Place, pair: Pair, *, tail: bool) -> None:

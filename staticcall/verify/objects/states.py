@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from staticcall.abi.static_call import (
+    INDIRECT_SIGNATURE,
+    INDIRECT_SIGNATURE_OFFSET,
     NOP5,
     PLAIN_RETURN,
     RET0_FORMS,
@@ -17,6 +19,7 @@ from staticcall.abi.static_call import (
     RET_TRAMPOLINE_NOPS,
     RETURN0,
     RETURN_THUNK,
+    TRAMPOLINE_SIZE,
 )
 from staticcall.model.form import Form
 from staticcall.verify.objects import elf
@@ -117,8 +120,11 @@ def site_state(file: Elf, place: Place, entries: Entries) -> State:
 
 
 def trampoline_state(file: Elf, place: Place, entries: Entries) -> State:
-    """Read the code of a trampoline, so its first five bytes."""
+    """Read the code of a trampoline, so its first five bytes; those of user programs have six, which never change."""
     section, at = place
+    whole = _code(file, place, TRAMPOLINE_SIZE)
+    if whole[:2] == b"\xff\x25" and whole[INDIRECT_SIGNATURE_OFFSET:] == INDIRECT_SIGNATURE:
+        return _indirect_state(file, place, whole, entries)
     code, inside = _code(file, place, TRAMPOLINE_CODE), _inside(entries, place, TRAMPOLINE_CODE)
     if code in (RET_TRAMPOLINE, RET_TRAMPOLINE_NOPS):
         return State(Form.RET, code, inside, b"", NULL, clean=not inside)
@@ -127,6 +133,18 @@ def trampoline_state(file: Elf, place: Place, entries: Entries) -> State:
         return State(Form.UNKNOWN, code, inside, b"", UNKNOWN, clean=False)
     clean = code[1:] == bytes(_FIELD_SIZE) and len(inside) == 1
     return State(Form.TAIL_JMP, code, inside, b"", _branch_target(file, relocation, _FIELD_SIZE), clean)
+
+
+def _indirect_state(file: Elf, place: Place, whole: bytes, entries: Entries) -> State:
+    """Read the trampoline of a user program: jmp *slot and the start of a ud1."""
+    section, at = place
+    inside, relocation = _inside(entries, place, len(whole)), entries.get((section, at + 2))
+    target = UNKNOWN
+    if relocation is not None and relocation[1] in _BRANCH_TYPES:
+        kind, name, home, offset = target_of(file, relocation[2], relocation[3] + _FIELD_SIZE)
+        target = ("slot", name, home, offset) if kind == "place" else UNKNOWN
+    clean = whole[2:6] == bytes(_FIELD_SIZE) and len(inside) == 1
+    return State(Form.INDIRECT_JMP, whole, inside, b"\xff\x25", target, clean)
 
 
 def slot_state(file: Elf, place: Place, entries: Entries) -> State:
