@@ -59,6 +59,10 @@ demo: ## report, patch and run a small C program, before and after
 	@echo; echo "--- and back ---"
 	$(BIN)/staticcall revert $(DEMO)/demo-fast --edits $(DEMO)/undo.json -o $(DEMO)/demo-again
 	cmp $(DEMO)/demo $(DEMO)/demo-again
+	@echo; echo "--- a program of your own, with staticcall.h: annotated, bound, and patched while it runs ---"
+	rm -rf $(DEMO)/own && cp -r examples/make $(DEMO)/own
+	$(MAKE) --no-print-directory -C $(DEMO)/own STATICCALL=$(CURDIR)/$(BIN)/staticcall all check
+	$(DEMO)/own/app.bound
 	@echo; echo "The same on a kernel (apt-get install linux-image-cloud-amd64-dbg, or make kernels):"
 	@echo "    $(BIN)/staticcall report /usr/lib/debug/boot/vmlinux-*"
 	@echo "    $(BIN)/staticcall patch /usr/lib/debug/boot/vmlinux-... --bind -o vmlinux.bound --edits undo.json"
