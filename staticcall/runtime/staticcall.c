@@ -205,11 +205,18 @@ static bool goes_by_trampoline(const struct site *site)
     return site->address + site->length + site->displacement == (unsigned char *)site->key->trampoline;
 }
 
-/* ---- the lock: signals wait, so that no handler of this thread meets a lock that this thread holds ---- */
+/* ---- the lock ---- */
 
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 
-static void lock(sigset_t *before)
+/* What a thread was before it took the lock. */
+struct before {
+    sigset_t mask;
+    int cancelling;
+};
+
+/* Signals wait, so that no handler of this thread meets the lock that it holds, and so does its end. */
+static void lock(struct before *before)
 {
     sigset_t most;
     sigfillset(&most);
@@ -218,14 +225,16 @@ static void lock(sigset_t *before)
     sigdelset(&most, SIGBUS);
     sigdelset(&most, SIGILL);
     sigdelset(&most, SIGFPE);
-    pthread_sigmask(SIG_BLOCK, &most, before);
+    pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &before->cancelling);
+    pthread_sigmask(SIG_BLOCK, &most, &before->mask);
     pthread_mutex_lock(&mutex);
 }
 
-static void unlock(const sigset_t *before)
+static void unlock(const struct before *before)
 {
     pthread_mutex_unlock(&mutex);
-    pthread_sigmask(SIG_SETMASK, before, NULL);
+    pthread_sigmask(SIG_SETMASK, &before->mask, NULL);
+    pthread_setcancelstate(before->cancelling, NULL);
 }
 
 /* ---- the trap ---- */
@@ -812,10 +821,13 @@ static struct static_call_key *key_of(const struct static_call_site *record)
     return (struct static_call_key *)address;
 }
 
-/* What the bytes of a site are: a branch to its trampoline or to where its key leads, else nothing of ours. */
+/*
+ * What the bytes of a site are: a branch with a displacement, else nothing of ours. Where it leads is not asked, as in
+ * the kernel (__static_call_validate): a site that was bound before it was linked may go by a PLT.
+ */
 static void decode(struct site *site, bool tail)
 {
-    const unsigned char *code = site->address, *end;
+    const unsigned char *code = site->address;
     size_t prefixes = 0;
 
     while (prefixes < MOST_PREFIXES && is_idle_prefix(code[prefixes]))
@@ -833,9 +845,6 @@ static void decode(struct site *site, bool tail)
         return;
     }
     memcpy(&site->displacement, displacement_at(site), DISPLACEMENT);
-    end = site->address + site->length + site->displacement;
-    if (end != (unsigned char *)site->key->trampoline && end != (unsigned char *)function_of(deciding(site->key)))
-        site->form = FOREIGN;
 }
 
 /* The rule of each protocol, by the site's bytes and address. */
@@ -948,7 +957,7 @@ static int remove_table(const struct static_call_site *start)
 
 static void at_dlclose(void *start)
 {
-    sigset_t before;
+    struct before before;
     lock(&before);
     remove_table(start);
     unlock(&before);
@@ -980,22 +989,22 @@ static int add_table(struct __static_call_table id, bool in_program)
 
 /* ---- the process ---- */
 
-static sigset_t mask_at_fork;
+static struct before before_forking;
 
 static void before_fork(void)
 {
-    sigset_t mask;
+    struct before before;
 
-    lock(&mask);
-    mask_at_fork = mask; /* by whoever holds the lock, and read back before it goes */
+    lock(&before);
+    before_forking = before; /* by whoever holds the lock, and read back before it goes */
     for (struct table *table = tables; table; table = table->next)
         drop_writable(table);
 }
 
 static void after_fork(void)
 {
-    sigset_t mask = mask_at_fork;
-    unlock(&mask);
+    struct before before = before_forking;
+    unlock(&before);
 }
 
 static void after_fork_in_child(void)
@@ -1045,7 +1054,7 @@ static bool is_of_the_program(const void *address)
 __attribute__((destructor)) static void step_back(void)
 {
     struct sigaction present;
-    sigset_t before;
+    struct before before;
 
     if (is_of_the_program(&identity))
         return;
@@ -1057,7 +1066,7 @@ __attribute__((destructor)) static void step_back(void)
 
 int static_call_set_protocol(enum static_call_protocol which)
 {
-    sigset_t before;
+    struct before before;
     int error = -EINVAL;
 
     lock(&before);
@@ -1073,7 +1082,7 @@ int static_call_set_protocol(enum static_call_protocol which)
 int __static_call_register(struct __static_call_table id)
 {
     bool in_program = is_of_the_program(id.start);
-    sigset_t before;
+    struct before before;
     int error;
 
     lock(&before);
@@ -1086,7 +1095,7 @@ int __static_call_register(struct __static_call_table id)
 
 int __static_call_unregister(struct __static_call_table id)
 {
-    sigset_t before;
+    struct before before;
     int error;
 
     lock(&before);
@@ -1097,7 +1106,7 @@ int __static_call_unregister(struct __static_call_table id)
 
 int __static_call_own(struct static_call_key *key)
 {
-    sigset_t before;
+    struct before before;
     int error = -EXDEV;
 
     lock(&before);
@@ -1165,7 +1174,7 @@ int __static_call_update(struct __static_call_table id, const struct static_call
 {
     bool in_program = id.start != id.stop && is_of_the_program(id.start);
     struct site *site;
-    sigset_t before;
+    struct before before;
     int error;
 
     lock(&before);
@@ -1190,7 +1199,7 @@ int __static_call_update(struct __static_call_table id, const struct static_call
 
 void static_call_get_state(struct static_call_state *state)
 {
-    sigset_t before;
+    struct before before;
 
     lock(&before);
     *state = counts;

@@ -135,7 +135,7 @@ struct static_call_state {
     unsigned long sites;      /* of all registered tables */
     unsigned long direct;     /* of these, those that go straight to the target */
     unsigned long trampoline; /* those that go by their trampolines */
-    unsigned long foreign;    /* those whose bytes are not a call of this key: never written */
+    unsigned long foreign;    /* those whose bytes are no branch that could be led elsewhere: never written */
     unsigned long updates;    /* of keys */
     unsigned long syncs;      /* of all cores */
     unsigned long emulated;   /* threads that ran into an int3 and were led on */
