@@ -40,6 +40,7 @@
 
 #include <staticcall.h>
 
+#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <link.h>
@@ -50,6 +51,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/auxv.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <ucontext.h>
@@ -70,6 +72,7 @@ enum {
     OPCODE_LONG = 0x0f, /* 0f 80 to 0f 8f: jcc */
     OPCODE_JCC = 0x80,
     OPCODE_INT3 = 0xcc,
+    OPCODE_INT = 0xcd, /* cd 03 is an int3 as well */
     DISPLACEMENT = 4,
     CACHE_LINE = 64,
     BLOCK = 8,
@@ -78,7 +81,8 @@ enum {
     RECORD_TAIL = 1
 };
 
-static const unsigned char INDIRECT_JMP[] = {0xff, 0x25}; /* jmp *disp32(%rip), six bytes */
+static const unsigned char INDIRECT_JMP[] = {0xff, 0x25};       /* jmp *disp32(%rip), six bytes */
+static const unsigned char TRAMPOLINE_SIGNATURE[] = {0x0f, 0xb9}; /* behind it */
 
 /* Prefixes that do nothing to a near branch: segments, address size, REX. */
 static bool is_idle_prefix(unsigned char byte)
@@ -98,6 +102,7 @@ static bool condition_holds(unsigned condition, uint64_t flags)
 
 /* From linux/membarrier.h and asm/prctl.h, which not every libc's headers bring. */
 enum {
+    QUERY_COMMANDS = 0,
     SYNC_CORE = 1 << 5,
     REGISTER_SYNC_CORE = 1 << 6,
     SHADOW_STACK_STATUS = 0x5005,
@@ -158,7 +163,7 @@ static struct table *tables;
 static struct index *sites_index;
 static int readers; /* trap handlers that look at the index now */
 static enum static_call_protocol protocol = STATIC_CALL_EMULATE;
-static bool started;
+static bool started, chosen; /* chosen: by the program, not by the environment */
 static bool shadow_stack;
 static int no_sync; /* why cores cannot be made to see what was written, or 0 */
 static struct edit *edits;
@@ -288,16 +293,30 @@ int static_call_handle_trap(const void *siginfo, void *context)
 
 /* The handlers that ours stands in for: the first one found, and the one found last. */
 static struct sigaction *first_before, *last_before;
-/* Two handlers that hand on to each other would do so for ever: the context says that it was here before. */
-static __thread __attribute__((tls_model("initial-exec"))) const void *handing_on;
+/*
+ * Two handlers that hand on to each other would do so for ever: the context says that it was here before, and the frame
+ * that it still is, since a handler may also leave by longjmp.
+ */
+struct handing_on {
+    const void *context;
+    uintptr_t frame;
+};
+static __thread __attribute__((tls_model("initial-exec"))) struct handing_on handing_on;
 
-static void default_trap(const siginfo_t *info, bool ignored)
+/* Nobody's int3: what happens by default. */
+static void default_trap(const siginfo_t *info, ucontext_t *context, bool ignored)
 {
+    const unsigned char *trapped = (const unsigned char *)context->uc_mcontext.gregs[REG_RIP] - 1;
     struct sigaction action;
     sigset_t trap;
 
     if (ignored && info->si_code <= 0)
         return;
+    if (info->si_code == SI_KERNEL && *trapped != OPCODE_INT3 && trapped[-1] != OPCODE_INT) {
+        /* There was an int3, and by now there is none: another runtime's, or of a table that is gone. */
+        context->uc_mcontext.gregs[REG_RIP]--;
+        return;
+    }
     memset(&action, 0, sizeof(action));
     action.sa_handler = SIG_DFL;
     sigaction(SIGTRAP, &action, NULL);
@@ -307,19 +326,20 @@ static void default_trap(const siginfo_t *info, bool ignored)
     pthread_sigmask(SIG_UNBLOCK, &trap, NULL);
 }
 
-static void hand_on(int number, siginfo_t *info, void *context)
+static bool is_plain(const struct sigaction *action, void (*handler)(int))
 {
-    bool again = handing_on == context;
-    const struct sigaction *before = __atomic_load_n(again ? &first_before : &last_before, __ATOMIC_ACQUIRE);
-    const void *outer = handing_on;
-    sigset_t mask = ((ucontext_t *)context)->uc_sigmask, here;
+    return !(action->sa_flags & SA_SIGINFO) && action->sa_handler == handler;
+}
 
-    if (!before || (!(before->sa_flags & SA_SIGINFO) && before->sa_handler == SIG_DFL)) {
-        default_trap(info, false);
-        return;
-    }
-    if (!(before->sa_flags & SA_SIGINFO) && before->sa_handler == SIG_IGN) {
-        default_trap(info, true);
+static void hand_on(int number, siginfo_t *info, ucontext_t *context)
+{
+    struct handing_on outer = handing_on, own = {context, (uintptr_t)__builtin_frame_address(0)};
+    bool again = outer.context == context && own.frame < outer.frame;
+    const struct sigaction *before = __atomic_load_n(again ? &first_before : &last_before, __ATOMIC_ACQUIRE);
+    sigset_t mask = context->uc_sigmask, here;
+
+    if (!before || is_plain(before, SIG_DFL) || is_plain(before, SIG_IGN)) {
+        default_trap(info, context, before && is_plain(before, SIG_IGN));
         return;
     }
     for (int other = 1; other < NSIG; other++)
@@ -328,7 +348,7 @@ static void hand_on(int number, siginfo_t *info, void *context)
     if (!(before->sa_flags & SA_NODEFER))
         sigaddset(&mask, SIGTRAP);
     pthread_sigmask(SIG_SETMASK, &mask, &here);
-    handing_on = context;
+    handing_on = own;
     if (before->sa_flags & SA_SIGINFO)
         before->sa_sigaction(number, info, context);
     else
@@ -341,7 +361,7 @@ static void on_trap(int number, siginfo_t *info, void *context)
 {
     int error = errno;
     if (!static_call_handle_trap(info, context))
-        hand_on(number, info, context);
+        hand_on(number, info, (ucontext_t *)context);
     errno = error;
 }
 
@@ -350,27 +370,48 @@ static bool is_ours(const struct sigaction *action)
     return (action->sa_flags & SA_SIGINFO) && action->sa_sigaction == on_trap;
 }
 
+/* Remember a handler to hand on to. Copies are never freed: a handler may be reading one for as long as it likes. */
+static int remember(const struct sigaction *action)
+{
+    struct sigaction *copy;
+
+    if (is_ours(action) || (last_before && memcmp(last_before, action, sizeof(*action)) == 0))
+        return 0;
+    copy = malloc(sizeof(*copy));
+    if (!copy)
+        return -ENOMEM;
+    memcpy(copy, action, sizeof(*copy));
+    if (!first_before)
+        __atomic_store_n(&first_before, copy, __ATOMIC_RELEASE);
+    __atomic_store_n(&last_before, copy, __ATOMIC_RELEASE);
+    return 0;
+}
+
 /* Put our handler on top of what is there now: a program may have put its own in place of it since. */
 static int stand_in_front(void)
 {
-    struct sigaction present, ours, *copy;
+    struct sigaction present, replaced, ours;
+    int error;
 
+    memset(&present, 0, sizeof(present));
     if (sigaction(SIGTRAP, NULL, &present))
         return -errno;
     if (is_ours(&present))
         return 0;
-    copy = malloc(sizeof(*copy)); /* never freed: a handler may be reading it for as long as it likes */
-    if (!copy)
-        return -ENOMEM;
-    *copy = present;
-    if (!first_before)
-        __atomic_store_n(&first_before, copy, __ATOMIC_RELEASE);
-    __atomic_store_n(&last_before, copy, __ATOMIC_RELEASE);
+    error = remember(&present);
+    if (error)
+        return error;
     memset(&ours, 0, sizeof(ours));
     ours.sa_sigaction = on_trap;
     ours.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_RESTART;
     sigfillset(&ours.sa_mask);
-    return sigaction(SIGTRAP, &ours, NULL) ? -errno : 0;
+    /* A return address may be pushed onto a guard page: that is for whoever handles those. */
+    sigdelset(&ours.sa_mask, SIGSEGV);
+    sigdelset(&ours.sa_mask, SIGBUS);
+    memset(&replaced, 0, sizeof(replaced));
+    if (sigaction(SIGTRAP, &ours, &replaced))
+        return -errno;
+    return remember(&replaced); /* somebody may have been faster */
 }
 
 /* ---- making cores see it, and writing it ---- */
@@ -483,9 +524,11 @@ static int put_through(struct table *table, unsigned char *address, const void *
 {
     int error;
 
-    put(table, address, bytes, size, at_once);
-    if (memcmp(address, bytes, size) == 0)
-        return 0;
+    if (table->open) {
+        put(table, address, bytes, size, at_once);
+        if (memcmp(address, bytes, size) == 0)
+            return 0;
+    }
     drop_writable(table);
     error = open_writable(table);
     if (error)
@@ -516,12 +559,12 @@ static int store_text(struct table *table, unsigned char *address, int32_t displ
     return error;
 }
 
-static int write_displacement(const struct edit *edit)
+static int write_displacement(const struct edit *edit, int32_t displacement)
 {
     struct site *site = edit->site;
     if (edit->way == BY_STORE || site->resumes)
-        return store_text(site->table, displacement_at(site), edit->displacement);
-    return write_text(site->table, displacement_at(site), &edit->displacement, DISPLACEMENT);
+        return store_text(site->table, displacement_at(site), displacement);
+    return write_text(site->table, displacement_at(site), &displacement, DISPLACEMENT);
 }
 
 /* ---- an update: what it needs, what it does ---- */
@@ -587,9 +630,9 @@ static int open_memory(const struct site *site)
 static int prepare_one(const struct edit *edit, int handler)
 {
     struct site *site = edit->site;
-    int error = no_sync;
+    int error = 0;
 
-    if (!error && edit->way == BY_INT3) {
+    if (edit->way == BY_INT3) {
         error = can_trap(site) ? handler : -EOPNOTSUPP;
         if (!error && memory < 0 && !site->table->writable && !site->resumes && open_memory(site))
             error = open_writable(site->table);
@@ -607,16 +650,17 @@ static int prepare(void)
 {
     size_t kept = 0;
     bool traps = false;
-    int error = 0, handler = 0;
+    int error = 0, handler = 0, forbidden;
 
     for (size_t i = 0; i < edits_count; i++)
         traps = traps || edits[i].way == BY_INT3;
     if (traps)
         handler = stand_in_front();
+    forbidden = no_sync ? no_sync : syscall(SYS_membarrier, QUERY_COMMANDS, 0, 0) < 0 ? -errno : 0;
     counts.text = 0;
     for (size_t i = 0; i < edits_count; i++) {
         struct edit edit = edits[i];
-        int refusal = prepare_one(&edit, handler);
+        int refusal = forbidden ? forbidden : prepare_one(&edit, handler);
         if (refusal)
             counts.text = refusal;
         if (refusal && edit.moves && (edit.site->trapping || !goes_by_trampoline(edit.site)))
@@ -642,6 +686,14 @@ static int write_first(const struct edit *edit, unsigned char byte)
     return write_text(edit->site->table, edit->site->address, &byte, 1);
 }
 
+/* A site that trapped before goes on doing so. */
+static void withdraw_traps(void)
+{
+    for (size_t i = 0; i < edits_count; i++)
+        if (edits[i].way == BY_INT3 && edits[i].set && !edits[i].site->trapping)
+            edits[i].site->trapping = write_first(&edits[i], edits[i].site->first) != 0;
+}
+
 /* Steps 1 and 2. What fails here is taken back: no key has changed yet. */
 static int set_traps(bool *any)
 {
@@ -657,45 +709,61 @@ static int set_traps(bool *any)
     }
     if (!error && *any)
         error = sync_cores();
-    for (size_t i = 0; error && i < edits_count; i++)
-        if (edits[i].set && !edits[i].site->trapping)
-            edits[i].site->trapping = write_first(&edits[i], edits[i].site->first) != 0;
+    if (error)
+        withdraw_traps();
     return error;
 }
 
-/* Steps 4 and 5. A site whose int3 stands goes the right way already. */
-static int set_displacements(void)
+/* One store for each site whose protocol says so; what fails is taken back, as no key has changed yet. */
+static int store_displacements(void)
 {
-    int error = 0, failure;
+    int error = 0;
+
+    for (size_t i = 0; i < edits_count && !error; i++) {
+        if (edits[i].way != BY_STORE)
+            continue;
+        error = write_displacement(&edits[i], edits[i].displacement);
+        edits[i].set = !error;
+    }
+    for (size_t i = 0; error && i < edits_count; i++)
+        if (edits[i].way == BY_STORE && edits[i].set)
+            write_displacement(&edits[i], edits[i].site->displacement);
+    return error;
+}
+
+/* Steps 4 and 5. A site whose int3 stands goes the right way already: it may go on so, if this fails. */
+static bool set_displacements(void)
+{
+    int failure = 0;
 
     for (size_t i = 0; i < edits_count; i++) {
-        edits[i].site->trapping = edits[i].way == BY_INT3;
-        failure = write_displacement(&edits[i]);
-        edits[i].set = !failure;
-        if (failure)
-            error = failure;
-        else
+        if (edits[i].way == BY_INT3) {
+            edits[i].site->trapping = true;
+            failure = write_displacement(&edits[i], edits[i].displacement);
+            edits[i].set = !failure;
+            counts.text = failure ? failure : counts.text;
+        }
+        if (edits[i].set)
             edits[i].site->displacement = edits[i].displacement;
     }
     failure = edits_count ? sync_cores() : 0;
-    return failure ? failure : error;
+    counts.text = failure ? failure : counts.text;
+    return !failure;
 }
 
 /* Steps 6 and 7. */
-static int take_traps_away(void)
+static void take_traps_away(void)
 {
-    int error = 0, failure;
+    int failure;
 
     for (size_t i = 0; i < edits_count; i++) {
         if (edits[i].way != BY_INT3 || !edits[i].set)
             continue;
         failure = write_first(&edits[i], edits[i].site->first);
         edits[i].site->trapping = failure != 0;
-        if (failure)
-            error = failure;
+        counts.text = failure ? failure : counts.text;
     }
-    failure = sync_cores();
-    return error ? error : failure;
+    sync_cores(); /* whoever sees an int3 still is led to the same place */
 }
 
 static size_t first_of_key(const struct static_call_key *key)
@@ -730,11 +798,14 @@ static void set_keys(const struct static_call_change *changes, size_t count)
     OBSERVE(STATIC_CALL_STEP_KEYS, 0, NULL, 0);
 }
 
-/* Carry out what was collected, and set the keys. */
+/*
+ * Carry out what was collected, and set the keys. An error means that nothing has changed. What fails once the keys are
+ * set leaves an int3 in its place, by which calls go the right way: `counts.text` tells of it.
+ */
 static int apply(const struct static_call_change *changes, size_t count)
 {
     bool trapping = false;
-    int error = 0, failure;
+    int error = 0;
 
     for (size_t i = 0; i < edits_count && !error; i++)
         error = is_as_we_left_it(edits[i].site) ? 0 : -EILSEQ;
@@ -742,12 +813,15 @@ static int apply(const struct static_call_change *changes, size_t count)
         error = prepare();
     if (!error && edits_count)
         error = set_traps(&trapping);
+    if (!error && edits_count) {
+        error = store_displacements();
+        if (error && trapping)
+            withdraw_traps();
+    }
     if (!error) {
         set_keys(changes, count);
-        error = set_displacements();
-        /* Nobody fetches what stands behind an int3, but without the sync somebody might have. */
-        failure = trapping && !error ? take_traps_away() : 0;
-        error = error ? error : failure;
+        if (set_displacements() && trapping)
+            take_traps_away();
     }
     finish();
     return error;
@@ -808,17 +882,22 @@ static int build_index(void)
     return 0;
 }
 
-/* An annotation without the key's symbol names the trampoline, which names the key. */
-static struct static_call_key *key_of(const struct static_call_site *record)
+/*
+ * The key of a record, without its flags. An annotation without the key's symbol names the trampoline, which names the
+ * key; the two are told apart by the signature, whose place in a key are the upper bytes of a function's address.
+ */
+static struct static_call_key *key_of(uintptr_t resolved)
 {
-    uintptr_t address = ((uintptr_t)&record->key + (uintptr_t)(intptr_t)record->key) & ~(uintptr_t)RECORD_FLAGS;
+    const unsigned char *code = (const unsigned char *)(resolved & ~(uintptr_t)RECORD_FLAGS);
+    const unsigned char *end = code + sizeof(INDIRECT_JMP) + DISPLACEMENT;
     int32_t displacement;
 
-    if (memcmp((const void *)address, INDIRECT_JMP, sizeof(INDIRECT_JMP)) == 0) {
-        memcpy(&displacement, (const unsigned char *)address + sizeof(INDIRECT_JMP), DISPLACEMENT);
-        address += sizeof(INDIRECT_JMP) + DISPLACEMENT + (uintptr_t)(intptr_t)displacement;
+    if (memcmp(code, INDIRECT_JMP, sizeof(INDIRECT_JMP)) == 0 &&
+        memcmp(end, TRAMPOLINE_SIGNATURE, sizeof(TRAMPOLINE_SIGNATURE)) == 0) {
+        memcpy(&displacement, code + sizeof(INDIRECT_JMP), DISPLACEMENT);
+        code = end + displacement;
     }
-    return (struct static_call_key *)address;
+    return (struct static_call_key *)(uintptr_t)code;
 }
 
 /*
@@ -902,9 +981,10 @@ static struct table *read_table(struct __static_call_table id)
         const struct static_call_site *record = &id.start[i];
         struct site *site = &table->sites[table->count++];
         site->address = (unsigned char *)((uintptr_t)&record->addr + (uintptr_t)(intptr_t)record->addr);
-        site->key = key_of(record);
+        uintptr_t key = (uintptr_t)&record->key + (uintptr_t)(intptr_t)record->key;
+        site->key = key_of(key);
         site->table = table;
-        decode(site, record->key & RECORD_TAIL);
+        decode(site, key & RECORD_TAIL);
     }
     find_text(table);
     for (size_t i = 0; i < count; i++) {
@@ -940,26 +1020,50 @@ static int settle(const struct table *table, const struct static_call_key *origi
     return apply(NULL, 0);
 }
 
-static int remove_table(const struct static_call_site *start)
+/*
+ * Lead the sites of a table back to their trampolines, and what uses another object's static call to that one's
+ * trampoline: from then on they follow the keys by themselves, whoever still runs through them.
+ */
+static int lead_back(struct table *table)
 {
-    struct table **link = find_table(start), *table = *link;
+    int error;
 
-    if (!table)
-        return -ENOENT;
-    *link = table->next;
-    if (build_index()) {
-        replace_index(NULL); /* the next update makes one */
+    edits_count = 0;
+    for (size_t i = 0; i < table->count; i++)
+        collect(&table->sites[i], table->sites[i].key->trampoline, false);
+    error = apply(NULL, 0);
+    for (size_t i = 0; i < table->count; i++) {
+        struct static_call_key *key = table->sites[i].key;
+        if (table->sites[i].form != FOREIGN && key->origin)
+            __atomic_store_n(&key->func, key->origin->trampoline, __ATOMIC_RELEASE);
+        if (!error && table->sites[i].trapping)
+            error = counts.text;
     }
+    return error;
+}
+
+static void remove_table(struct table **link)
+{
+    struct table *table = *link;
+
+    *link = table->next;
+    if (build_index())
+        replace_index(NULL); /* the next update makes one */
     drop_writable(table);
     free(table);
-    return 0;
 }
 
 static void at_dlclose(void *start)
 {
     struct before before;
+    struct table **link;
+
     lock(&before);
-    remove_table(start);
+    link = find_table(start);
+    if (*link) {
+        lead_back(*link); /* at exit other threads may still be there */
+        remove_table(link);
+    }
     unlock(&before);
 }
 
@@ -981,7 +1085,7 @@ static int add_table(struct __static_call_table id, bool in_program)
     if (!error && !in_program && __cxa_atexit(at_dlclose, (void *)(uintptr_t)id.start, id.dso))
         error = -ENOMEM;
     if (error) {
-        remove_table(id.start);
+        remove_table(&tables);
         return error;
     }
     return settle(table, (const struct static_call_key *)&identity);
@@ -1021,8 +1125,13 @@ static bool has_shadow_stack(void)
 
 static int start(void)
 {
+    const char *wish = chosen || started ? NULL : secure_getenv("STATICCALL_PROTOCOL");
+
     if (started)
         return 0;
+    for (size_t i = 0; wish && i < sizeof(NAMES) / sizeof(*NAMES); i++)
+        if (strcmp(wish, NAMES[i]) == 0)
+            protocol = (enum static_call_protocol)i;
     shadow_stack = has_shadow_stack();
     no_sync = syscall(SYS_membarrier, REGISTER_SYNC_CORE, 0, 0) ? -errno : 0;
     if (pthread_atfork(before_fork, after_fork, after_fork_in_child))
@@ -1031,11 +1140,12 @@ static int start(void)
     return build_index();
 }
 
-/* The first object that is listed is the program; it never goes. */
 static int holds_address(struct dl_phdr_info *object, size_t size, void *sought)
 {
     const void **address = sought;
     (void)size;
+    if ((uintptr_t)object->dlpi_phdr != getauxval(AT_PHDR))
+        return 0;
     for (int i = 0; i < object->dlpi_phnum; i++) {
         const ElfW(Phdr) *segment = &object->dlpi_phdr[i];
         if (segment->p_type == PT_LOAD && (uintptr_t)*address - object->dlpi_addr - segment->p_vaddr < segment->p_memsz)
@@ -1044,24 +1154,26 @@ static int holds_address(struct dl_phdr_info *object, size_t size, void *sought)
     return 1;
 }
 
+/* The program itself never goes; anything else may. */
 static bool is_of_the_program(const void *address)
 {
     dl_iterate_phdr(holds_address, &address);
     return !address;
 }
 
-/* A shared object that holds the runtime may go: then its handler must not stay behind. A program's stays. */
-__attribute__((destructor)) static void step_back(void)
-{
-    struct sigaction present;
-    struct before before;
+/* A trap handler cannot be unloaded: a shared object that holds the runtime stays. Programs without dlopen have none. */
+extern int dladdr(const void *address, Dl_info *info) __attribute__((weak));
+extern void *dlopen(const char *path, int mode) __attribute__((weak));
 
-    if (is_of_the_program(&identity))
+static void stay_loaded(void)
+{
+    static bool done;
+    Dl_info info;
+
+    if (__atomic_exchange_n(&done, true, __ATOMIC_RELAXED) || !dladdr || !dlopen)
         return;
-    lock(&before);
-    if (first_before && !sigaction(SIGTRAP, NULL, &present) && is_ours(&present))
-        sigaction(SIGTRAP, last_before, NULL);
-    unlock(&before);
+    if (!is_of_the_program(&identity) && dladdr(&identity, &info))
+        dlopen(info.dli_fname, RTLD_NOW | RTLD_LOCAL | RTLD_NOLOAD | RTLD_NODELETE);
 }
 
 int static_call_set_protocol(enum static_call_protocol which)
@@ -1071,9 +1183,11 @@ int static_call_set_protocol(enum static_call_protocol which)
 
     lock(&before);
     if (static_call_protocol_name(which)) {
-        error = started ? -EBUSY : 0;
-        if (!error)
+        error = tables ? -EBUSY : 0;
+        if (!error) {
             protocol = which;
+            chosen = true;
+        }
     }
     unlock(&before);
     return error;
@@ -1085,6 +1199,7 @@ int __static_call_register(struct __static_call_table id)
     struct before before;
     int error;
 
+    stay_loaded();
     lock(&before);
     error = start();
     if (!error)
@@ -1095,13 +1210,27 @@ int __static_call_register(struct __static_call_table id)
 
 int __static_call_unregister(struct __static_call_table id)
 {
+    struct table **link;
     struct before before;
-    int error;
+    int error = 0;
 
     lock(&before);
-    error = id.start == id.stop ? 0 : remove_table(id.start);
+    link = find_table(id.start);
+    if (*link) {
+        error = lead_back(*link);
+        if (!error)
+            remove_table(link);
+    }
     unlock(&before);
     return error;
+}
+
+static bool is_used(const struct static_call_key *origin)
+{
+    for (size_t i = 0; sites_index && i < sites_index->count; i++)
+        if (sites_index->by_address[i]->key->origin == origin)
+            return true;
+    return false;
 }
 
 int __static_call_own(struct static_call_key *key)
@@ -1109,14 +1238,16 @@ int __static_call_own(struct static_call_key *key)
     struct before before;
     int error = -EXDEV;
 
+    stay_loaded();
     lock(&before);
     if (!key->owner || key->owner == &identity) {
         key->owner = &identity;
         error = start();
-        error = error ? error : build_index();
+        if (!error && is_used(key))
+            error = build_index();
         if (error)
             key->owner = NULL;
-        else
+        else if (is_used(key))
             error = settle(NULL, key);
     }
     unlock(&before);
@@ -1177,6 +1308,7 @@ int __static_call_update(struct __static_call_table id, const struct static_call
     struct before before;
     int error;
 
+    stay_loaded();
     lock(&before);
     error = start();
     if (!error && !sites_index)

@@ -33,6 +33,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/* A program's own warnings are about its own code; what is wrong in a static call's use is an error. */
+#pragma GCC system_header
+
 #ifdef __cplusplus
 #define __SC_C extern "C"
 #define __SC_C_BEGIN extern "C" {
@@ -63,7 +66,7 @@ struct static_call_key {
 };
 
 /* One record. Each field is relative to its own address; bit 0 of the key says that the site is a jump. */
-struct static_call_site {
+struct __attribute__((packed)) static_call_site {
     int32_t addr;
     int32_t key;
 };
@@ -108,6 +111,8 @@ __asm__(".ifndef __static_call_nop\n"
 
 /*
  * How a running program's sites are rewritten. The head of staticcall.c says what each rests on.
+ *
+ * Under emulate and torvalds no thread that makes static calls may block SIGTRAP: Linux kills it where it traps.
  *
  *   emulate      int3 on the first byte, sync, the rest, sync, the first byte, sync; a thread that traps meanwhile is
  *                led by the SIGTRAP handler as the new instruction would have led it. Every form, every address. The
@@ -159,7 +164,10 @@ enum static_call_step {
     STATIC_CALL_STEP_SYNC   /* every core has been made to see all of the above */
 };
 
-/* Choose the protocol: before the first static_call_init() or static_call_update(), else -EBUSY. */
+/*
+ * Choose the protocol: before the first table is registered, else -EBUSY. Where the program does not choose, the
+ * environment may, by a name above: STATICCALL_PROTOCOL=out-of-line suits debuggers.
+ */
 int static_call_set_protocol(enum static_call_protocol protocol);
 const char *static_call_protocol_name(enum static_call_protocol protocol);
 void static_call_get_state(struct static_call_state *state);
@@ -195,13 +203,13 @@ static inline int static_call_init(void)
     return __static_call_register(__static_call_own_table());
 }
 
-/* Take the table out again; sites stay as they are. For what unloads code without dlclose(). */
+/* Lead the sites back to their trampolines and take the table out. dlclose() does that by itself. */
 static inline int static_call_exit(void)
 {
     return __static_call_unregister(__static_call_own_table());
 }
 
-/* Update several keys in one go: all sites of all keys share their syncs. All or nothing. */
+/* Update several keys in one go: all sites of all keys share their syncs. An error means that nothing has changed. */
 static inline int static_call_update_batch(const struct static_call_change *changes, size_t count)
 {
     return __static_call_update(__static_call_own_table(), changes, count);
@@ -290,7 +298,6 @@ __SC_C_END
             ".set __SCO__" #name ", __SCT__" #name "\n");                                                     \
     __attribute__((constructor)) static void __static_call_offer_##name(void)                                 \
     {                                                                                                         \
-        static_call_init();                                                                                   \
         __static_call_own(&__SCK__##name);                                                                    \
     }                                                                                                         \
     __SC_C struct static_call_key __SCX__##name
