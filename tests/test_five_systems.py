@@ -35,6 +35,7 @@ SYSTEMS: Final = MappingProxyType(
         "block8": ("block8", "block8"),
     }
 )
+PROTOCOLS: Final = sorted({protocol for protocol, _ in SYSTEMS.values()})
 
 
 class Live(NamedTuple):
@@ -100,6 +101,13 @@ def test_the_report_on_the_file_says_what_the_running_program_does(program: Path
     assert said == done
 
 
+@pytest.mark.parametrize("last", PROTOCOLS)
+def test_a_program_may_change_its_protocol_while_it_runs(program: Path, last: str) -> None:
+    others = [protocol for protocol in PROTOCOLS if protocol != last]
+    after, alone = _run(program, *others, last), _run(program, last)
+    assert (after.protocol, after.counts, after.sites) == (last, alone.counts, alone.sites)
+
+
 def _is_direct(system: str, site: Live) -> bool:
     """The five systems' own words, on the offsets of a 64-byte line."""
     prefix = site.form == "prefixed_call"
@@ -116,8 +124,8 @@ def _is_direct(system: str, site: Live) -> bool:
     }[system]
 
 
-def _run(program: Path, protocol: str) -> Ran:
-    output = subprocess.run([program, protocol], check=True, text=True, capture_output=True, timeout=60).stdout
+def _run(program: Path, *protocols: str) -> Ran:
+    output = subprocess.run([program, *protocols], check=True, text=True, capture_output=True, timeout=60).stdout
     head, add, trampoline, *sites = (line.split() for line in output.splitlines())
     name, text, *counts = head
     ends = {int(add[1], 16): True, int(trampoline[1], 16): False}

@@ -116,7 +116,10 @@ enum form { FOREIGN, CALL, JMP, JCC };
 /* Where a site may go, by protocol and address. */
 enum way { BY_TRAMPOLINE, BY_STORE, BY_INT3 };
 
-/* All but `displacement` and `trapping` stays as it is from registration on: the trap handler reads it unlocked. */
+/*
+ * The trap handler reads address, key, length, form and condition unlocked: they stay as they are. So does `resumes`
+ * once it is true, and it becomes true while no site of the process traps.
+ */
 struct site {
     unsigned char *address; /* of the first byte, prefixes included */
     struct static_call_key *key;
@@ -163,7 +166,7 @@ static struct table *tables;
 static struct index *sites_index;
 static int readers; /* trap handlers that look at the index now */
 static enum static_call_protocol protocol = STATIC_CALL_EMULATE;
-static bool started, chosen; /* chosen: by the program, not by the environment */
+static bool started;
 static bool shadow_stack;
 static int no_sync; /* why cores cannot be made to see what was written, or 0 */
 static struct edit *edits;
@@ -623,8 +626,8 @@ static int open_memory(const struct site *site)
 }
 
 /*
- * Have ready whatever one edit needs; `handler` is why there is no trap handler, or 0. The descriptor is opened anew for
- * each update, since programs close what they do not know, and a number that is somebody else's file by then must not
+ * Have ready whatever one edit needs; `handler` is why there is no trap handler, or 0. The descriptor is opened anew
+ * for each update, since programs close what they do not know, and a number that is somebody else's file by then must not
  * be written to.
  */
 static int prepare_one(const struct edit *edit, int handler)
@@ -952,6 +955,21 @@ static enum way choose_way(const struct site *site)
     return site->form == CALL && stored ? BY_STORE : BY_TRAMPOLINE;
 }
 
+/*
+ * A thread that went on behind an int3 may do so at any later time: a site where that is right is written by one store
+ * for ever, whatever protocol comes after.
+ */
+static void choose_ways(struct table *table)
+{
+    for (size_t i = 0; i < table->count; i++) {
+        struct site *site = &table->sites[i];
+        site->way = choose_way(site);
+        if (protocol == STATIC_CALL_TORVALDS && site->way == BY_INT3 && site->form == CALL &&
+            lies_in_one(displacement_at(site), DISPLACEMENT, CACHE_LINE) && (table->writable || !copy_text(table)))
+            site->resumes = true;
+    }
+}
+
 static void find_text(struct table *table)
 {
     uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), low = UINTPTR_MAX, high = 0;
@@ -987,13 +1005,7 @@ static struct table *read_table(struct __static_call_table id)
         decode(site, key & RECORD_TAIL);
     }
     find_text(table);
-    for (size_t i = 0; i < count; i++) {
-        struct site *site = &table->sites[i];
-        site->way = choose_way(site);
-        site->resumes = protocol == STATIC_CALL_TORVALDS && site->way == BY_INT3 && site->form == CALL &&
-                        lies_in_one(displacement_at(site), DISPLACEMENT, CACHE_LINE) &&
-                        (table->writable || copy_text(table) == 0);
-    }
+    choose_ways(table);
     return table;
 }
 
@@ -1005,14 +1017,15 @@ static struct table **find_table(const struct static_call_site *start)
     return link;
 }
 
-/* Lead the sites of a table, or those of one key, to where their keys lead now. */
+/* Lead the sites of a table, those that use one key of another object, or all, to where their keys lead now. */
 static int settle(const struct table *table, const struct static_call_key *origin)
 {
     edits_count = 0;
     for (size_t i = 0; i < sites_index->count; i++) {
         struct site *site = sites_index->by_address[i];
         void *func = function_of(deciding(site->key));
-        if (site->table != table && site->key->origin != origin)
+        bool concerned = table ? site->table == table : !origin || site->key->origin == origin;
+        if (!concerned)
             continue;
         __atomic_store_n(&site->key->func, func, __ATOMIC_RELEASE);
         collect(site, func, site->table == table);
@@ -1088,7 +1101,7 @@ static int add_table(struct __static_call_table id, bool in_program)
         remove_table(&tables);
         return error;
     }
-    return settle(table, (const struct static_call_key *)&identity);
+    return settle(table, NULL);
 }
 
 /* ---- the process ---- */
@@ -1125,7 +1138,7 @@ static bool has_shadow_stack(void)
 
 static int start(void)
 {
-    const char *wish = chosen || started ? NULL : secure_getenv("STATICCALL_PROTOCOL");
+    const char *wish = started ? NULL : secure_getenv("STATICCALL_PROTOCOL");
 
     if (started)
         return 0;
@@ -1161,7 +1174,7 @@ static bool is_of_the_program(const void *address)
     return !address;
 }
 
-/* A trap handler cannot be unloaded: a shared object that holds the runtime stays. Programs without dlopen have none. */
+/* A trap handler cannot be unloaded: a shared object that holds the runtime stays. A static program has no dlopen. */
 extern int dladdr(const void *address, Dl_info *info) __attribute__((weak));
 extern void *dlopen(const char *path, int mode) __attribute__((weak));
 
@@ -1176,18 +1189,34 @@ static void stay_loaded(void)
         dlopen(info.dli_fname, RTLD_NOW | RTLD_LOCAL | RTLD_NOLOAD | RTLD_NODELETE);
 }
 
+static int use_protocol(enum static_call_protocol which)
+{
+    protocol = which;
+    for (struct table *table = tables; table; table = table->next)
+        choose_ways(table);
+    if (!tables)
+        return 0;
+    if (!sites_index && build_index())
+        return -ENOMEM;
+    return settle(NULL, NULL);
+}
+
 int static_call_set_protocol(enum static_call_protocol which)
 {
+    enum static_call_protocol old;
     struct before before;
-    int error = -EINVAL;
+    int error;
 
+    if (!static_call_protocol_name(which))
+        return -EINVAL;
+    stay_loaded();
     lock(&before);
-    if (static_call_protocol_name(which)) {
-        error = tables ? -EBUSY : 0;
-        if (!error) {
-            protocol = which;
-            chosen = true;
-        }
+    error = start();
+    old = protocol;
+    if (!error) {
+        error = use_protocol(which);
+        if (error)
+            use_protocol(old);
     }
     unlock(&before);
     return error;

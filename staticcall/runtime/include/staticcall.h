@@ -165,8 +165,8 @@ enum static_call_step {
 };
 
 /*
- * Choose the protocol: before the first table is registered, else -EBUSY. Where the program does not choose, the
- * environment may, by a name above: STATICCALL_PROTOCOL=out-of-line suits debuggers.
+ * Choose the protocol, at any time: sites that it excludes are led back to their trampolines, the others straight. Where
+ * the program does not choose, the environment may, by a name above: STATICCALL_PROTOCOL=out-of-line suits debuggers.
  */
 int static_call_set_protocol(enum static_call_protocol protocol);
 const char *static_call_protocol_name(enum static_call_protocol protocol);
@@ -298,6 +298,7 @@ __SC_C_END
             ".set __SCO__" #name ", __SCT__" #name "\n");                                                     \
     __attribute__((constructor)) static void __static_call_offer_##name(void)                                 \
     {                                                                                                         \
+        static_call_init();                                                                                   \
         __static_call_own(&__SCK__##name);                                                                    \
     }                                                                                                         \
     __SC_C struct static_call_key __SCX__##name
