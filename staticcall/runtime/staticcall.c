@@ -348,8 +348,7 @@ static void hand_on(int number, siginfo_t *info, ucontext_t *context)
     for (int other = 1; other < NSIG; other++)
         if (sigismember(&before->sa_mask, other) == 1)
             sigaddset(&mask, other);
-    if (!(before->sa_flags & SA_NODEFER))
-        sigaddset(&mask, SIGTRAP);
+    sigdelset(&mask, SIGTRAP); /* it may make static calls, and so may what interrupts it */
     pthread_sigmask(SIG_SETMASK, &mask, &here);
     handing_on = own;
     if (before->sa_flags & SA_SIGINFO)
@@ -1330,9 +1329,24 @@ static int know_table(struct __static_call_table id, bool in_program)
     return in_program ? add_table(id, true) : -ENOENT;
 }
 
+/*
+ * Asked first, since the question whose table it is takes the loader's lock: not with ours held, which constructors wait
+ * for, and not without need, since in the child of a process that was loading when it forked nobody lets go of it.
+ */
+static bool is_new(struct __static_call_table id)
+{
+    struct before before;
+    bool new;
+
+    lock(&before);
+    new = id.start != id.stop && !*find_table(id.start);
+    unlock(&before);
+    return new;
+}
+
 int __static_call_update(struct __static_call_table id, const struct static_call_change *changes, size_t count)
 {
-    bool in_program = id.start != id.stop && is_of_the_program(id.start);
+    bool in_program = is_new(id) && is_of_the_program(id.start);
     struct site *site;
     struct before before;
     int error;
