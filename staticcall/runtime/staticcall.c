@@ -334,11 +334,12 @@ static bool is_plain(const struct sigaction *action, void (*handler)(int))
     return !(action->sa_flags & SA_SIGINFO) && action->sa_handler == handler;
 }
 
-static void hand_on(int number, siginfo_t *info, ucontext_t *context)
+/* `first`: by our first entry, which stands in for the handler found first; the other one for the one found last. */
+static void hand_on(int number, siginfo_t *info, ucontext_t *context, bool first)
 {
     struct handing_on outer = handing_on, own = {context, (uintptr_t)__builtin_frame_address(0)};
     bool again = outer.context == context && own.frame < outer.frame;
-    const struct sigaction *before = __atomic_load_n(again ? &first_before : &last_before, __ATOMIC_ACQUIRE);
+    const struct sigaction *before = __atomic_load_n(again || first ? &first_before : &last_before, __ATOMIC_ACQUIRE);
     sigset_t mask = context->uc_sigmask, here;
 
     if (!before || is_plain(before, SIG_DFL) || is_plain(before, SIG_IGN)) {
@@ -359,17 +360,32 @@ static void hand_on(int number, siginfo_t *info, ucontext_t *context)
     pthread_sigmask(SIG_SETMASK, &here, NULL);
 }
 
-static void on_trap(int number, siginfo_t *info, void *context)
+static void on_any_trap(int number, siginfo_t *info, void *context, bool first)
 {
     int error = errno;
     if (!static_call_handle_trap(info, context))
-        hand_on(number, info, (ucontext_t *)context);
+        hand_on(number, info, (ucontext_t *)context, first);
     errno = error;
+}
+
+/*
+ * Two entries: a program that puts back what a handler of its own stood in for a while puts back the first one, by
+ * which its handler of that while is not asked any more.
+ */
+static void on_trap(int number, siginfo_t *info, void *context)
+{
+    on_any_trap(number, info, context, true);
+}
+
+static void on_later_trap(int number, siginfo_t *info, void *context)
+{
+    on_any_trap(number, info, context, false);
 }
 
 static bool is_ours(const struct sigaction *action)
 {
-    return (action->sa_flags & SA_SIGINFO) && action->sa_sigaction == on_trap;
+    return (action->sa_flags & SA_SIGINFO) &&
+           (action->sa_sigaction == on_trap || action->sa_sigaction == on_later_trap);
 }
 
 /* Remember a handler to hand on to. Copies are never freed: a handler may be reading one for as long as it likes. */
@@ -393,6 +409,7 @@ static int remember(const struct sigaction *action)
 static int stand_in_front(void)
 {
     struct sigaction present, replaced, ours;
+    bool later;
     int error;
 
     memset(&present, 0, sizeof(present));
@@ -400,11 +417,12 @@ static int stand_in_front(void)
         return -errno;
     if (is_ours(&present))
         return 0;
+    later = first_before != NULL;
     error = remember(&present);
     if (error)
         return error;
     memset(&ours, 0, sizeof(ours));
-    ours.sa_sigaction = on_trap;
+    ours.sa_sigaction = later ? on_later_trap : on_trap;
     ours.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_RESTART;
     sigfillset(&ours.sa_mask);
     /* A return address may be pushed onto a guard page: that is for whoever handles those. */
@@ -459,32 +477,35 @@ static void drop_writable(struct table *table)
     table->open = false;
 }
 
-/* Put a copy of the text in the text's place, of which a second mapping can be made writable. */
+/*
+ * Put a copy of the text in the text's place, with a second mapping that is writable until finish(). What fails leaves
+ * the mappings that were there, by which an update can still be taken back.
+ */
 static int copy_text(struct table *table)
 {
     int error = check_text(table), file;
-    void *second;
+    void *second = MAP_FAILED;
 
     if (error)
         return error;
     file = memfd_create("staticcall", MFD_CLOEXEC);
     if (file < 0)
         return -errno;
-    drop_writable(table);
     if (pwrite(file, table->text, table->text_size, 0) != (ssize_t)table->text_size)
         goto failed;
-    second = mmap(NULL, table->text_size, PROT_READ, MAP_SHARED, file, 0);
-    if (second == MAP_FAILED)
-        goto failed;
-    table->writable = second;
-    if (madvise(second, table->text_size, MADV_DONTFORK) ||
+    second = mmap(NULL, table->text_size, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+    if (second == MAP_FAILED || madvise(second, table->text_size, MADV_DONTFORK) ||
         mmap(table->text, table->text_size, PROT_READ | PROT_EXEC, MAP_PRIVATE | MAP_FIXED, file, 0) == MAP_FAILED)
         goto failed;
     close(file);
+    drop_writable(table);
+    table->writable = second;
+    table->open = true;
     return 0;
 failed:
     error = errno ? -errno : -EIO;
-    drop_writable(table);
+    if (second != MAP_FAILED)
+        munmap(second, table->text_size);
     close(file);
     return error;
 }
@@ -531,8 +552,7 @@ static int put_through(struct table *table, unsigned char *address, const void *
         if (memcmp(address, bytes, size) == 0)
             return 0;
     }
-    drop_writable(table);
-    error = open_writable(table);
+    error = copy_text(table);
     if (error)
         return error;
     put(table, address, bytes, size, at_once);
@@ -729,7 +749,8 @@ static int store_displacements(void)
     }
     for (size_t i = 0; error && i < edits_count; i++)
         if (edits[i].way == BY_STORE && edits[i].set)
-            write_displacement(&edits[i], edits[i].site->displacement);
+            if (write_displacement(&edits[i], edits[i].site->displacement))
+                edits[i].site->displacement = edits[i].displacement;
     return error;
 }
 
@@ -1190,13 +1211,11 @@ static void stay_loaded(void)
 
 static int use_protocol(enum static_call_protocol which)
 {
+    if (!sites_index && build_index())
+        return -ENOMEM;
     protocol = which;
     for (struct table *table = tables; table; table = table->next)
         choose_ways(table);
-    if (!tables)
-        return 0;
-    if (!sites_index && build_index())
-        return -ENOMEM;
     return settle(NULL, NULL);
 }
 
