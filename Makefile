@@ -18,7 +18,7 @@ DEMO_PACKAGES := gcc libc6-dev python3 python3-venv
 TEST_PACKAGES := $(DEMO_PACKAGES) bc binutils bison busybox-static clang cmake cpio flex g++ libelf-dev libelf1 libssl-dev \
     lld llvm make meson mold ninja-build pkg-config qemu-system-x86 xz-utils
 
-.PHONY: help setup demo test check kernels bench lock clean
+.PHONY: help setup demo test check kernels stress bench lock clean
 
 help: ## these lines
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -81,6 +81,9 @@ check: setup ## formatting, lint and types
 
 test: kernels check ## every check and every test
 	$(BIN)/pytest -n $(WORKERS) --dist loadscope
+
+stress: setup ## ten times the updates of every protocol, while threads run through the sites
+	STATICCALL_STRESS=10 $(BIN)/pytest tests/test_stress.py
 
 bench: kernels ## the figures, each beside its peer
 	$(BIN)/python -m bench
