@@ -279,19 +279,26 @@ int static_call_handle_trap(const void *siginfo, void *context)
 {
     greg_t *registers = ((ucontext_t *)context)->uc_mcontext.gregs;
     const unsigned char *trapped = (const unsigned char *)registers[REG_RIP] - 1;
+    const struct site *found;
+    struct site site;
 
     if (((const siginfo_t *)siginfo)->si_code <= 0) /* sent by a process: no int3 was executed */
         return 0;
     __atomic_fetch_add(&readers, 1, __ATOMIC_SEQ_CST);
-    struct site *site = site_at(__atomic_load_n(&sites_index, __ATOMIC_SEQ_CST), trapped);
-    if (site && site->resumes) {
-        count_one(&counts.resumed);
-    } else if (site) {
-        lead_on(site, registers);
-        count_one(&counts.emulated);
-    }
+    found = site_at(__atomic_load_n(&sites_index, __ATOMIC_SEQ_CST), trapped);
+    if (found)
+        site = *found;
     __atomic_fetch_sub(&readers, 1, __ATOMIC_SEQ_CST);
-    return site != NULL;
+    if (!found)
+        return 0;
+    /* What follows may fault on a full stack, and never come back: nobody waits for it. */
+    if (site.resumes) {
+        count_one(&counts.resumed);
+    } else {
+        count_one(&counts.emulated);
+        lead_on(&site, registers);
+    }
+    return 1;
 }
 
 /* The handlers that ours stands in for: the first one found, and the one found last. */
