@@ -93,17 +93,12 @@ def test_what_is_spoiled_is_found(stress: Stress) -> None:
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_with_forks_signals_a_library_and_a_trap_handler_of_its_own(stress: Stress, protocol: str) -> None:
-    result = stress.run(protocol, *ALL_AROUND, stress.library, "--handler", "before", updates=updates(SOME))
-    _see_all_around(result)
-    see_trap_paths(result, protocol, at_least=500)
+    _see_all_around(stress, protocol)
 
 
 @pytest.mark.parametrize("protocol", [*TRAPPING, "lutomirski"])
 def test_by_another_compiler(stress_by_clang: Stress, protocol: str) -> None:
-    library = stress_by_clang.library
-    result = stress_by_clang.run(protocol, *ALL_AROUND, library, "--handler", "before", updates=updates(SOME))
-    _see_all_around(result)
-    see_trap_paths(result, protocol, at_least=500)
+    _see_all_around(stress_by_clang, protocol)
     plain = stress_by_clang.run(protocol, updates=updates(FEW))
     see_right_answers(plain)
     see_sites(plain, protocol, stress_by_clang)
@@ -111,14 +106,13 @@ def test_by_another_compiler(stress_by_clang: Stress, protocol: str) -> None:
 
 @pytest.mark.parametrize("protocol", [*TRAPPING, "lutomirski"])
 def test_with_the_runtime_in_a_library_of_its_own(stress_with_library: Stress, protocol: str) -> None:
-    library = stress_with_library.library
-    result = stress_with_library.run(protocol, *ALL_AROUND, library, "--handler", "before", updates=updates(SOME))
-    _see_all_around(result)
-    see_trap_paths(result, protocol, at_least=500)
+    _see_all_around(stress_with_library, protocol)
 
 
-def _see_all_around(result: dict[str, int]) -> None:
+def _see_all_around(stress: Stress, protocol: str) -> None:
+    result = stress.run(protocol, *ALL_AROUND, stress.library, "--handler", "before", updates=updates(SOME))
     see_right_answers(result)
+    see_trap_paths(result, protocol, at_least=500)
     assert result["forks"] >= 32
     assert result["loads"] >= 32
     assert result["plugin_calls"] > 0
