@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -170,6 +171,14 @@ def test_a_new_installation_takes_the_place_of_the_old_one(built: Project) -> No
     for flags, variant in (("avx2", "sum_avx2"), ("fpu", "sum_plain")):
         built.run("make", "install", f"PREFIX={built.folder / 'here'}", _machine(built, flags))
         assert destinations(built.folder / "here" / "bin" / "app") == [variant]
+
+
+def test_the_cost_of_the_choice_is_recorded(built: Project, record_property: Callable[[str, object], None]) -> None:
+    seconds = built.seconds("make", "install", f"PREFIX={built.folder / 'here'}")
+    copied = built.seconds("install", "-D", "build/app", "there/bin/app")
+    record_property("install_seconds", round(seconds, 3))
+    record_property("install_seconds_without", round(copied, 3))
+    assert seconds < copied + 60
 
 
 def test_nothing_is_installed_of_a_program_without_the_static_call(built: Project) -> None:
