@@ -85,9 +85,10 @@ def _check_table(after: Elf, table: Table) -> None:
     section, own = table.section, table.relocations
     offset, size = after.offsets[section], after.sizes[section]
     grouped = elf.SHF_GROUP if table.group else 0
-    # A linker script keeps a kernel's table; that of a user program says itself that it is wanted.
-    flags = _TABLE_FLAGS | grouped | (0 if after.name(section).startswith(b".") else elf.SHF_GNU_RETAIN)
-    if _header(after, section) != (_TABLE_HEADER[0], flags, *_TABLE_HEADER[2:]):
+    # A linker script keeps a kernel's table; that of a user program may say itself that it is wanted.
+    retained = 0 if after.name(section).startswith(b".") else elf.SHF_GNU_RETAIN
+    kind, flags, *rest = _header(after, section)
+    if (kind, flags & ~retained, *rest) != (_TABLE_HEADER[0], _TABLE_FLAGS | grouped, *_TABLE_HEADER[2:]):
         raise VerificationError("the section of a table has a wrong header", offset=offset)
     if not size or size % RECORD_SIZE or after.data.count(0, offset, offset + size) != size:
         raise VerificationError("a table with other bytes than zeros for whole records", offset=offset)
