@@ -131,6 +131,8 @@ struct site {
     unsigned condition;
     bool resumes;  /* a thread that traps goes on behind the prefix */
     bool trapping; /* an update that failed left its int3 there */
+    bool stale;    /* and what stands behind the int3 is not what it should be */
+    bool stored;   /* its protocol was one of single stores once: it may be led back by one */
     int32_t displacement;
 };
 
@@ -233,6 +235,7 @@ static void lock(struct before *before)
     sigdelset(&most, SIGBUS);
     sigdelset(&most, SIGILL);
     sigdelset(&most, SIGFPE);
+    sigdelset(&most, SIGSYS);
     pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &before->cancelling);
     pthread_sigmask(SIG_BLOCK, &most, &before->mask);
     pthread_mutex_lock(&mutex);
@@ -292,7 +295,7 @@ int static_call_handle_trap(const void *siginfo, void *context)
     if (!found)
         return 0;
     /* What follows may fault on a full stack, and never come back: nobody waits for it. */
-    if (site.resumes) {
+    if (site.resumes && !site.stale) {
         count_one(&counts.resumed);
     } else {
         count_one(&counts.emulated);
@@ -310,23 +313,18 @@ static struct sigaction *first_before, *last_before;
 struct handing_on {
     const void *context;
     uintptr_t frame;
+    bool first; /* to the handler found first, behind which there is none of ours */
 };
 static __thread __attribute__((tls_model("initial-exec"))) struct handing_on handing_on;
 
 /* Nobody's int3: what happens by default. */
-static void default_trap(const siginfo_t *info, ucontext_t *context, bool ignored)
+static void default_trap(const siginfo_t *info, bool ignored)
 {
-    const unsigned char *trapped = (const unsigned char *)context->uc_mcontext.gregs[REG_RIP] - 1;
     struct sigaction action;
     sigset_t trap;
 
     if (ignored && info->si_code <= 0)
         return;
-    if (info->si_code == SI_KERNEL && *trapped != OPCODE_INT3 && trapped[-1] != OPCODE_INT) {
-        /* There was an int3, and by now there is none: another runtime's, or of a table that is gone. */
-        context->uc_mcontext.gregs[REG_RIP]--;
-        return;
-    }
     memset(&action, 0, sizeof(action));
     action.sa_handler = SIG_DFL;
     sigaction(SIGTRAP, &action, NULL);
@@ -341,16 +339,28 @@ static bool is_plain(const struct sigaction *action, void (*handler)(int))
     return !(action->sa_flags & SA_SIGINFO) && action->sa_handler == handler;
 }
 
+/* There was an int3, and by now there is none: of a table that is gone, or another runtime's. cd 03 takes two bytes. */
+static bool is_gone(const siginfo_t *info, const ucontext_t *context)
+{
+    const unsigned char *trapped = (const unsigned char *)context->uc_mcontext.gregs[REG_RIP] - 1;
+    return info->si_code == SI_KERNEL && *trapped != OPCODE_INT3 && !(*trapped == 3 && trapped[-1] == OPCODE_INT);
+}
+
 /* `first`: by our first entry, which stands in for the handler found first; the other one for the one found last. */
 static void hand_on(int number, siginfo_t *info, ucontext_t *context, bool first)
 {
-    struct handing_on outer = handing_on, own = {context, (uintptr_t)__builtin_frame_address(0)};
+    struct handing_on outer = handing_on, own = {context, (uintptr_t)__builtin_frame_address(0), first};
     bool again = outer.context == context && own.frame < outer.frame;
     const struct sigaction *before = __atomic_load_n(again || first ? &first_before : &last_before, __ATOMIC_ACQUIRE);
     sigset_t mask = context->uc_sigmask, here;
 
-    if (!before || is_plain(before, SIG_DFL) || is_plain(before, SIG_IGN)) {
-        default_trap(info, context, before && is_plain(before, SIG_IGN));
+    if (is_gone(info, context)) {
+        context->uc_mcontext.gregs[REG_RIP]--;
+        return;
+    }
+    own.first = again || first;
+    if ((again && outer.first) || !before || is_plain(before, SIG_DFL) || is_plain(before, SIG_IGN)) {
+        default_trap(info, before && is_plain(before, SIG_IGN));
         return;
     }
     for (int other = 1; other < NSIG; other++)
@@ -395,12 +405,23 @@ static bool is_ours(const struct sigaction *action)
            (action->sa_sigaction == on_trap || action->sa_sigaction == on_later_trap);
 }
 
+/* Field by field: libc fills the kernel's few bytes of the mask, and leaves the others as they were. */
+static bool is_same(const struct sigaction *one, const struct sigaction *other)
+{
+    if (one->sa_sigaction != other->sa_sigaction || one->sa_flags != other->sa_flags)
+        return false;
+    for (int number = 1; number < NSIG; number++)
+        if (sigismember(&one->sa_mask, number) != sigismember(&other->sa_mask, number))
+            return false;
+    return true;
+}
+
 /* Remember a handler to hand on to. Copies are never freed: a handler may be reading one for as long as it likes. */
 static int remember(const struct sigaction *action)
 {
     struct sigaction *copy;
 
-    if (is_ours(action) || (last_before && memcmp(last_before, action, sizeof(*action)) == 0))
+    if (is_ours(action) || (last_before && is_same(last_before, action)))
         return 0;
     copy = malloc(sizeof(*copy));
     if (!copy)
@@ -438,7 +459,11 @@ static int stand_in_front(void)
     memset(&replaced, 0, sizeof(replaced));
     if (sigaction(SIGTRAP, &ours, &replaced))
         return -errno;
-    return remember(&replaced); /* somebody may have been faster */
+    error = remember(&replaced); /* somebody may have been faster */
+    ours.sa_sigaction = on_later_trap;
+    if (!error && !later && last_before != first_before && sigaction(SIGTRAP, &ours, NULL))
+        error = -errno;
+    return error;
 }
 
 /* ---- making cores see it, and writing it ---- */
@@ -616,7 +641,9 @@ static void collect(struct site *site, const void *func, bool still)
         return;
     edit->site = site;
     edit->set = false;
-    edit->way = site->way == BY_STORE && !site->trapping ? BY_STORE : BY_INT3;
+    edit->way = BY_INT3;
+    if (!site->trapping && (site->way == BY_STORE || (site->way == BY_TRAMPOLINE && site->stored)))
+        edit->way = BY_STORE;
     if (site->way == BY_TRAMPOLINE || !reaches(site, func, &edit->displacement))
         if (!reaches(site, site->key->trampoline, &edit->displacement))
             return; /* the linker led it there, so it does */
@@ -653,8 +680,8 @@ static int open_memory(const struct site *site)
 
 /*
  * Have ready whatever one edit needs; `handler` is why there is no trap handler, or 0. The descriptor is opened anew
- * for each update, since programs close what they do not know, and a number that is somebody else's file by then must not
- * be written to.
+ * for each update: programs close what they do not know, and a number that is somebody else's file by then must not be
+ * written to.
  */
 static int prepare_one(const struct edit *edit, int handler)
 {
@@ -758,6 +785,8 @@ static int store_displacements(void)
         if (edits[i].way == BY_STORE && edits[i].set)
             if (write_displacement(&edits[i], edits[i].site->displacement))
                 edits[i].site->displacement = edits[i].displacement;
+    if (error)
+        sync_cores();
     return error;
 }
 
@@ -771,6 +800,7 @@ static bool set_displacements(void)
             edits[i].site->trapping = true;
             failure = write_displacement(&edits[i], edits[i].displacement);
             edits[i].set = !failure;
+            __atomic_store_n(&edits[i].site->stale, failure != 0, __ATOMIC_SEQ_CST);
             counts.text = failure ? failure : counts.text;
         }
         if (edits[i].set)
@@ -990,6 +1020,7 @@ static void choose_ways(struct table *table)
 {
     for (size_t i = 0; i < table->count; i++) {
         struct site *site = &table->sites[i];
+        site->stored = site->stored || site->way == BY_STORE;
         site->way = choose_way(site);
         if (protocol == STATIC_CALL_TORVALDS && site->way == BY_INT3 && site->form == CALL &&
             lies_in_one(displacement_at(site), DISPLACEMENT, CACHE_LINE) && (table->writable || !copy_text(table)))
@@ -1074,7 +1105,7 @@ static int lead_back(struct table *table)
     error = apply(NULL, 0);
     for (size_t i = 0; i < table->count; i++) {
         struct static_call_key *key = table->sites[i].key;
-        if (table->sites[i].form != FOREIGN && key->origin)
+        if (key->origin)
             __atomic_store_n(&key->func, key->origin->trampoline, __ATOMIC_RELEASE);
         if (!error && table->sites[i].trapping)
             error = counts.text;
@@ -1109,10 +1140,18 @@ static void at_dlclose(void *start)
 
 extern int __cxa_atexit(void (*function)(void *), void *argument, void *dso);
 
+static bool has_breakpoint(const struct table *table)
+{
+    for (size_t i = 0; i < table->count; i++)
+        if (table->sites[i].first == OPCODE_INT3)
+            return true;
+    return false;
+}
+
 static int add_table(struct __static_call_table id, bool in_program)
 {
     struct table *table;
-    int error;
+    int error = 0;
 
     if (id.start == id.stop || *find_table(id.start))
         return 0;
@@ -1121,11 +1160,16 @@ static int add_table(struct __static_call_table id, bool in_program)
         return -ENOMEM;
     table->next = tables;
     tables = table;
-    error = build_index();
-    if (!error && !in_program && __cxa_atexit(at_dlclose, (void *)(uintptr_t)id.start, id.dso))
+    if (has_breakpoint(table))
+        error = -EILSEQ;
+    else if (!in_program && __cxa_atexit(at_dlclose, (void *)(uintptr_t)id.start, id.dso))
         error = -ENOMEM;
+    else
+        error = build_index();
     if (error) {
-        remove_table(&tables);
+        tables = table->next;
+        drop_writable(table);
+        free(table);
         return error;
     }
     return settle(table, NULL);
@@ -1287,12 +1331,14 @@ static bool is_used(const struct static_call_key *origin)
     return false;
 }
 
-int __static_call_own(struct static_call_key *key)
+int __static_call_offer(struct __static_call_table id, struct static_call_key *key)
 {
     struct before before;
-    int error = -EXDEV;
+    int error = __static_call_register(id);
 
-    stay_loaded();
+    if (error)
+        return error;
+    error = -EXDEV;
     lock(&before);
     if (!key->owner || key->owner == &identity) {
         key->owner = &identity;
@@ -1356,8 +1402,8 @@ static int know_table(struct __static_call_table id, bool in_program)
 }
 
 /*
- * Asked first, since the question whose table it is takes the loader's lock: not with ours held, which constructors wait
- * for, and not without need, since in the child of a process that was loading when it forked nobody lets go of it.
+ * Asked first, since the question whose table it is takes the loader's lock: not with ours held, which constructors
+ * wait for, and not without need, since in the child of a process that was loading when it forked nobody lets go of it.
  */
 static bool is_new(struct __static_call_table id)
 {

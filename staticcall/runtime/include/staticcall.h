@@ -165,8 +165,8 @@ enum static_call_step {
 };
 
 /*
- * Choose the protocol, at any time: sites that it excludes are led back to their trampolines, the others straight. Where
- * the program does not choose, the environment may, by a name above: STATICCALL_PROTOCOL=out-of-line suits debuggers.
+ * Choose the protocol, at any time: sites that it excludes are led back to their trampolines, the others straight.
+ * Where the program does not choose, the environment may, by a name: STATICCALL_PROTOCOL=out-of-line suits debuggers.
  */
 int static_call_set_protocol(enum static_call_protocol protocol);
 const char *static_call_protocol_name(enum static_call_protocol protocol);
@@ -186,7 +186,8 @@ struct __static_call_table {
 int __static_call_register(struct __static_call_table table);
 int __static_call_unregister(struct __static_call_table table);
 int __static_call_update(struct __static_call_table table, const struct static_call_change *changes, size_t count);
-int __static_call_own(struct static_call_key *key);
+/* Weak: an object that only offers and is never updated does without the runtime. */
+int __static_call_offer(struct __static_call_table table, struct static_call_key *key) __attribute__((weak));
 
 static inline struct __static_call_table __static_call_own_table(void)
 {
@@ -298,8 +299,8 @@ __SC_C_END
             ".set __SCO__" #name ", __SCT__" #name "\n");                                                     \
     __attribute__((constructor)) static void __static_call_offer_##name(void)                                 \
     {                                                                                                         \
-        static_call_init();                                                                                   \
-        __static_call_own(&__SCK__##name);                                                                    \
+        if (__static_call_offer)                                                                              \
+            __static_call_offer(__static_call_own_table(), &__SCK__##name);                                   \
     }                                                                                                         \
     __SC_C struct static_call_key __SCX__##name
 
