@@ -103,6 +103,11 @@ def test_a_small_case(workshop: Workshop, case: str) -> None:
     run(workshop.link("cases", workshop.parts("cases")), case)
 
 
+def test_a_trap_with_an_old_call_behind_its_prefix_leads_to_the_new_target(workshop: Workshop) -> None:
+    parts = [workshop.object("stale"), workshop.object("staticcall", "-DSTATIC_CALL_OBSERVER=observe")]
+    run(workshop.link("stale", parts, "-Wl,--wrap=pwrite"))
+
+
 def test_a_key_whose_target_ends_in_the_bytes_of_a_trampoline(workshop: Workshop) -> None:
     parts = workshop.parts("follow", targets=workshop.object("targets", "-DAPART"))
     program = workshop.link("apart", parts, "-no-pie", "-Wl,--section-start=apart=0x6025ff")
@@ -198,6 +203,13 @@ def test_with_a_shadow_stack_what_sets_no_traps_works_as_ever(workshop: Workshop
 
     assert (seen.init, seen.updates, seen.led, seen.text) == (0, [0, 0], [0, 1, 2], 0)
     assert seen.direct == KEYS * DIRECT[protocol]
+
+
+@pytest.mark.parametrize("protocol", SINGLE_STORE)
+def test_what_was_stored_is_led_back_by_a_store_where_no_trap_can_be_set(workshop: Workshop, protocol: str) -> None:
+    seen = follow(_with_shadow_stack(workshop, workshop.keys()), protocol, "out-of-line")
+
+    assert (seen.choice, seen.protocol, seen.direct, seen.text) == (0, "out-of-line", 0, 0)
 
 
 def test_with_a_shadow_stack_calls_that_were_bound_in_the_file_cannot_be_updated(workshop: Workshop) -> None:

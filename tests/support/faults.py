@@ -35,7 +35,7 @@ CALLS: Final = (
 
 _FOLDER: Final = FIXTURES / "faults"
 _FLAGS: Final = ("-std=c11", "-g", "-O2", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-fPIC", f"-I{INCLUDE}")
-_ANNOTATED: Final = ("program", "own", "offering", "using")
+_ANNOTATED: Final = ("program", "own", "offering", "stale", "using")
 _NUMBER = re.compile(r"-?\d+")
 
 
@@ -98,7 +98,7 @@ class Followed(NamedTuple):
 
 
 def follow(program: Path, *protocol: str, environment: Mapping[str, str] | None = None) -> Followed:
-    """One run; `protocol` is the one that the program chooses, if any."""
+    """One run; `protocol` is the one that the program chooses, if any, and the one that it chooses in the end."""
     return Followed(**json.loads(run(program, *protocol, environment=environment)))
 
 
