@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.support import modules
+from tests.support import guest, modules
 from tests.support.examples import Project, need
 from tests.support.modules import TABLE, Development, Record, Relocation
 from tests.support.tool import Outcome
@@ -19,8 +19,9 @@ _MODULE = "static_call_example"
 
 
 class Built(NamedTuple):
-    """What became of the module in one tree."""
+    """What became of the module in one tree; `module` is the one made last."""
 
+    module: Path
     table: list[Relocation]
     records: list[Record]
     edited: list[Record]
@@ -51,7 +52,7 @@ def _build(kernel: Development, folder: Path) -> Built:
     project.edit("work.c", "static_call(example_scale)(number) + 1", "static_call(example_scale)(number + 1) + 2")
     project.run("make", *_options(kernel))
     remade = {name for name, when in _times(project).items() if before.get(name) != when}
-    return Built(table, found, modules.records(module), remade, gate, seconds)
+    return Built(module, table, found, modules.records(module), remade, gate, seconds)
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +93,18 @@ def test_a_changed_source_alone_is_compiled_and_the_module_annotated_again(built
     assert "main.o" not in built.remade
     assert f"{_MODULE}.ko" in built.remade
     assert [(record.symbol, record.opcode) for record in built.edited] == [("__SCK__example_scale", 0xE8)] * 2
+
+
+@pytest.mark.boot
+@pytest.mark.usefixtures("guest_tools")
+def test_the_module_calls_and_updates_in_a_running_kernel(
+    built: Built, development: Development, tmp_path: Path
+) -> None:
+    commands = ["insmod /files/example.ko", f"rmmod {_MODULE}", f"dmesg | grep -o '{_MODULE}: [0-9].*'"]
+    booted = guest.boot(development.vmlinux, tmp_path, files={"example.ko": built.module}, commands=commands)
+    said = booted.outputs[-1].split()
+    assert [int(word) for word in said if word.isdigit()] == [2 * 15 + 2, 3 * 15 + 2, 3 * 14]
+    assert booted.problems == ()
 
 
 def test_the_gate_lets_the_module_through(built: Built) -> None:
