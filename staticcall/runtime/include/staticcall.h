@@ -107,7 +107,7 @@ __asm__(".ifndef __static_call_nop\n"
         ".popsection\n"
         ".endif\n");
 
-/* ---- the runtime: every function gives 0 or a negative errno ---- */
+/* ---- the runtime: what registers, updates or chooses gives 0 or a negative errno ---- */
 
 /*
  * How a running program's sites are rewritten. The head of staticcall.c says what each rests on.
@@ -117,8 +117,9 @@ __asm__(".ifndef __static_call_nop\n"
  *   emulate      int3 on the first byte, sync, the rest, sync, the first byte, sync; a thread that traps meanwhile is
  *                led by the SIGTRAP handler as the new instruction would have led it. Every form, every address. The
  *                default, because it is the one that Intel's and AMD's manuals both allow.
- *   torvalds     the same on the prefix of a prefixed call; a thread that traps goes on behind the prefix.
- *                Other sites go by their trampolines.
+ *   torvalds     the same on the prefix of a prefixed call; a thread that traps goes on behind the prefix where the
+ *                displacement lies in one 64-byte line, and is led on where it does not. Other sites go by their
+ *                trampolines.
  *   lutomirski   one store of the displacement, if the opcode is e8 and the instruction lies in one 64-byte line.
  *   rel32        one store, if the opcode is e8 and the displacement lies in one 64-byte line.
  *   block8       one store, if the opcode is e8 and the displacement lies in one aligned block of 8 bytes.
