@@ -94,3 +94,8 @@ XOR_SIZE: Final = 5
 BANNER_SYMBOL: Final = "linux_banner"
 BANNER_SIZE: Final = 256
 MODULE_INFO_SECTION: Final = ".modinfo"
+
+
+def is_live_trampoline(code: bytes) -> bool:
+    """Whether the eight bytes of a trampoline are those of staticcall.h: jmp *slot and the start of a ud1."""
+    return code.startswith(INDIRECT_TRAMPOLINE) and code[INDIRECT_SIGNATURE_OFFSET:] == INDIRECT_SIGNATURE

@@ -349,16 +349,17 @@ static bool is_gone(const siginfo_t *info, const ucontext_t *context)
 /* `first`: by our first entry, which stands in for the handler found first; the other one for the one found last. */
 static void hand_on(int number, siginfo_t *info, ucontext_t *context, bool first)
 {
-    struct handing_on outer = handing_on, own = {context, (uintptr_t)__builtin_frame_address(0), first};
-    bool again = outer.context == context && own.frame < outer.frame;
-    const struct sigaction *before = __atomic_load_n(again || first ? &first_before : &last_before, __ATOMIC_ACQUIRE);
+    struct handing_on outer = handing_on;
+    uintptr_t frame = (uintptr_t)__builtin_frame_address(0);
+    bool again = outer.context == context && frame < outer.frame;
+    struct handing_on own = {context, frame, again || first};
+    const struct sigaction *before = __atomic_load_n(own.first ? &first_before : &last_before, __ATOMIC_ACQUIRE);
     sigset_t mask = context->uc_sigmask, here;
 
     if (is_gone(info, context)) {
         context->uc_mcontext.gregs[REG_RIP]--;
         return;
     }
-    own.first = again || first;
     if ((again && outer.first) || !before || is_plain(before, SIG_DFL) || is_plain(before, SIG_IGN)) {
         default_trap(info, before && is_plain(before, SIG_IGN));
         return;
@@ -477,8 +478,6 @@ static int sync_cores(void)
     return 0;
 }
 
-#define SCAN_MAP "%lx-%lx %4s"
-
 /* Whether every page of the text is mapped readable and executable, and nothing else. */
 static int check_text(const struct table *table)
 {
@@ -490,7 +489,7 @@ static int check_text(const struct table *table)
     if (!maps)
         return -errno;
     while (reached < end && fgets(line, sizeof(line), maps)) {
-        if (whole && sscanf(line, SCAN_MAP, &low, &high, access) == 3 && low <= reached && reached < high) {
+        if (whole && sscanf(line, "%lx-%lx %4s", &low, &high, access) == 3 && low <= reached && reached < high) {
             if (strcmp(access, "r-xp") != 0)
                 break;
             reached = high;
@@ -790,6 +789,12 @@ static int store_displacements(void)
     return error;
 }
 
+static void note(int failure)
+{
+    if (failure)
+        counts.text = failure;
+}
+
 /* Steps 4 and 5. A site whose int3 stands goes the right way already: it may go on so, if this fails. */
 static bool set_displacements(void)
 {
@@ -801,13 +806,13 @@ static bool set_displacements(void)
             failure = write_displacement(&edits[i], edits[i].displacement);
             edits[i].set = !failure;
             __atomic_store_n(&edits[i].site->stale, failure != 0, __ATOMIC_SEQ_CST);
-            counts.text = failure ? failure : counts.text;
+            note(failure);
         }
         if (edits[i].set)
             edits[i].site->displacement = edits[i].displacement;
     }
     failure = edits_count ? sync_cores() : 0;
-    counts.text = failure ? failure : counts.text;
+    note(failure);
     return !failure;
 }
 
@@ -821,7 +826,7 @@ static void take_traps_away(void)
             continue;
         failure = write_first(&edits[i], edits[i].site->first);
         edits[i].site->trapping = failure != 0;
-        counts.text = failure ? failure : counts.text;
+        note(failure);
     }
     sync_cores(); /* whoever sees an int3 still is led to the same place */
 }
@@ -1022,7 +1027,7 @@ static void choose_ways(struct table *table)
         struct site *site = &table->sites[i];
         site->stored = site->stored || site->way == BY_STORE;
         site->way = choose_way(site);
-        if (protocol == STATIC_CALL_TORVALDS && site->way == BY_INT3 && site->form == CALL &&
+        if (protocol == STATIC_CALL_TORVALDS && site->way == BY_INT3 &&
             lies_in_one(displacement_at(site), DISPLACEMENT, CACHE_LINE) && (table->writable || !copy_text(table)))
             site->resumes = true;
     }
@@ -1073,6 +1078,12 @@ static struct table **find_table(const struct static_call_site *start)
     while (*link && (*link)->id.start != start)
         link = &(*link)->next;
     return link;
+}
+
+/* Whether nothing is left to register: also where there is no table. */
+static bool knows(struct __static_call_table id)
+{
+    return id.start == id.stop || *find_table(id.start);
 }
 
 /* Lead the sites of a table, those that use one key of another object, or all, to where their keys lead now. */
@@ -1153,7 +1164,7 @@ static int add_table(struct __static_call_table id, bool in_program)
     struct table *table;
     int error = 0;
 
-    if (id.start == id.stop || *find_table(id.start))
+    if (knows(id))
         return 0;
     table = read_table(id);
     if (!table)
@@ -1209,10 +1220,11 @@ static bool has_shadow_stack(void)
 
 static int start(void)
 {
-    const char *wish = started ? NULL : secure_getenv("STATICCALL_PROTOCOL");
+    const char *wish;
 
     if (started)
-        return 0;
+        return sites_index ? 0 : build_index();
+    wish = secure_getenv("STATICCALL_PROTOCOL");
     for (size_t i = 0; wish && i < sizeof(NAMES) / sizeof(*NAMES); i++)
         if (strcmp(wish, NAMES[i]) == 0)
             protocol = (enum static_call_protocol)i;
@@ -1262,8 +1274,6 @@ static void stay_loaded(void)
 
 static int use_protocol(enum static_call_protocol which)
 {
-    if (!sites_index && build_index())
-        return -ENOMEM;
     protocol = which;
     for (struct table *table = tables; table; table = table->next)
         choose_ways(table);
@@ -1342,13 +1352,14 @@ int __static_call_offer(struct __static_call_table id, struct static_call_key *k
     lock(&before);
     if (!key->owner || key->owner == &identity) {
         key->owner = &identity;
-        error = start();
-        if (!error && is_used(key))
+        error = 0;
+        if (is_used(key)) {
             error = build_index();
-        if (error)
-            key->owner = NULL;
-        else if (is_used(key))
-            error = settle(NULL, key);
+            if (error)
+                key->owner = NULL;
+            else
+                error = settle(NULL, key);
+        }
     }
     unlock(&before);
     return error;
@@ -1396,38 +1407,28 @@ static int check_changes(const struct static_call_change *changes, size_t count)
 /* What the caller's own table needs: the program's is added by itself, a library has to call static_call_init(). */
 static int know_table(struct __static_call_table id, bool in_program)
 {
-    if (id.start == id.stop || *find_table(id.start))
-        return 0;
-    return in_program ? add_table(id, true) : -ENOENT;
-}
-
-/*
- * Asked first, since the question whose table it is takes the loader's lock: not with ours held, which constructors
- * wait for, and not without need, since in the child of a process that was loading when it forked nobody lets go of it.
- */
-static bool is_new(struct __static_call_table id)
-{
-    struct before before;
-    bool new;
-
-    lock(&before);
-    new = id.start != id.stop && !*find_table(id.start);
-    unlock(&before);
-    return new;
+    return in_program || knows(id) ? add_table(id, in_program) : -ENOENT;
 }
 
 int __static_call_update(struct __static_call_table id, const struct static_call_change *changes, size_t count)
 {
-    bool in_program = is_new(id) && is_of_the_program(id.start);
+    bool in_program = false;
     struct site *site;
     struct before before;
     int error;
 
-    stay_loaded();
     lock(&before);
+    if (!knows(id)) {
+        /*
+         * Whose table it is takes the loader's lock to answer: not with ours held, which constructors wait for, and not
+         * without need, since in the child of a process that was loading when it forked nobody lets go of it.
+         */
+        unlock(&before);
+        stay_loaded();
+        in_program = is_of_the_program(id.start);
+        lock(&before);
+    }
     error = start();
-    if (!error && !sites_index)
-        error = build_index();
     if (!error)
         error = know_table(id, in_program);
     if (!error)

@@ -8,7 +8,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
-from staticcall.abi.static_call import SIGNATURE_OFFSET
+from staticcall.abi.static_call import SIGNATURE_OFFSET, is_live_trampoline
 from staticcall.errors import VerificationError, about
 from staticcall.model.change import Edit, EditKind, Proof
 from staticcall.model.form import Form
@@ -147,7 +147,7 @@ def _check_call(case: _Case, key: int) -> Iterator[Change]:
     """
     scene = case.scene
     slot, home = scene.slots.get(key), scene.trampolines.get(key)
-    live = bool(home and rules.is_live(home.before))
+    live = bool(home and is_live_trampoline(home.before))
     call = rules.Call(scene.keys[key], key, slot.after if slot else None, home.address if home else None, live)
     moved = any(place is not None and place.before != place.after for place in (slot, home))
     if slot and slot.before != slot.after:

@@ -26,14 +26,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import NamedTuple, NoReturn
 
-from staticcall.abi.static_call import (
-    INDIRECT_SIGNATURE,
-    INDIRECT_SIGNATURE_OFFSET,
-    INDIRECT_TRAMPOLINE,
-    RET_SITE,
-    RET_TRAMPOLINE,
-    RET_TRAMPOLINE_NOPS,
-)
+from staticcall.abi.static_call import RET_SITE, RET_TRAMPOLINE, RET_TRAMPOLINE_NOPS
 from staticcall.errors import VerificationError
 from staticcall.model.form import Form
 from staticcall.verify.decode import Decoded
@@ -176,11 +169,6 @@ def check_indirect_site(place: Place, call: Call, pointer: int | None, destinati
     """Accept a site that calls through memory if it reads the key itself, or a pointer to the trampoline."""
     if pointer != call.address and (destination is None or destination not in (call.trampoline, call.func)):
         place.refuse(f"calls through {pointer or 0:#x}, which is not known to lead where {call.name} does")
-
-
-def is_live(code: bytes) -> bool:
-    """Whether a trampoline's eight bytes are those of a user program: jmp *slot and the start of a ud1."""
-    return code.startswith(INDIRECT_TRAMPOLINE) and code[INDIRECT_SIGNATURE_OFFSET:] == INDIRECT_SIGNATURE
 
 
 def check_trampoline_change(place: Place, before: bytes, after: bytes) -> None:

@@ -16,7 +16,6 @@ from staticcall.verify.decode import MOST_BYTES, Code, Decoder
 from staticcall.verify.layout import Layout
 from staticcall.verify.names import Names, read_names
 from staticcall.verify.relocations import Carrier, Pointer, read_pointers
-from staticcall.verify.rules import is_live
 from staticcall.verify.source import Source, Span
 
 _POINTER = Struct("<Q")
@@ -224,7 +223,7 @@ def _signed(layout: Layout, source: Source, address: int) -> bool:
     if offset is None:
         return False
     code = source.read(offset, abi.TRAMPOLINE_SIZE)
-    return code[abi.SIGNATURE_OFFSET :] in abi.SIGNATURES or is_live(code)
+    return code[abi.SIGNATURE_OFFSET :] in abi.SIGNATURES or abi.is_live_trampoline(code)
 
 
 def _trampolines(original: Source, patched: Source, layout: Layout, homes: dict[int, int]) -> dict[int, Trampoline]:

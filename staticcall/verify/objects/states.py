@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from staticcall.abi.static_call import (
-    INDIRECT_SIGNATURE,
-    INDIRECT_SIGNATURE_OFFSET,
     NOP5,
     PLAIN_RETURN,
     RET0_FORMS,
@@ -20,6 +18,7 @@ from staticcall.abi.static_call import (
     RETURN0,
     RETURN_THUNK,
     TRAMPOLINE_SIZE,
+    is_live_trampoline,
 )
 from staticcall.model.form import Form
 from staticcall.verify.objects import elf
@@ -123,7 +122,7 @@ def trampoline_state(file: Elf, place: Place, entries: Entries) -> State:
     """Read the code of a trampoline, so its first five bytes; those of user programs have six, which never change."""
     section, at = place
     whole = _code(file, place, TRAMPOLINE_SIZE)
-    if whole[:2] == b"\xff\x25" and whole[INDIRECT_SIGNATURE_OFFSET:] == INDIRECT_SIGNATURE:
+    if is_live_trampoline(whole):
         return _indirect_state(file, place, whole, entries)
     code, inside = _code(file, place, TRAMPOLINE_CODE), _inside(entries, place, TRAMPOLINE_CODE)
     if code in (RET_TRAMPOLINE, RET_TRAMPOLINE_NOPS):
