@@ -14,12 +14,16 @@ gc.disable()
 
 def main() -> NoReturn:
     """Run the command line and exit with its code."""
-    from staticcall.cli.entry import run  # noqa: PLC0415 - after the collector is off
+    try:
+        from staticcall.cli.entry import run  # noqa: PLC0415 - after the collector is off
 
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # A name that the terminal's encoding does not have is shown as its numbers.
-        sys.stdout.reconfigure(errors="backslashreplace")
-    sys.exit(run(sys.argv[1:]))
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            # A name that the terminal's encoding does not have is shown as its numbers.
+            sys.stdout.reconfigure(errors="backslashreplace")
+        sys.exit(run(sys.argv[1:]))
+    except KeyboardInterrupt:
+        # Before or after there was anything to be interrupted.
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -14,11 +14,11 @@ from staticcall.model.rewrite import Annotation
 from staticcall.pipeline.parallel import each
 from staticcall.plan.annotation import KERNEL_TABLE, plan_annotation
 from staticcall.read.object import is_archive, is_object, parse_object
-from staticcall.read.source import read_whole
+from staticcall.read.source import FileSource
 from staticcall.verify.objects.annotation import prove_annotation
-from staticcall.write.files import followed, same
+from staticcall.write.files import followed, placed, same
 from staticcall.write.object import rewrite_object
-from staticcall.write.whole import stage_whole
+from staticcall.write.whole import remove_dead, stage_whole
 
 Data = bytes | bytearray
 # Small objects take less time than it takes to hand one of them over.
@@ -51,8 +51,12 @@ def order_of(section: str, *, module: bool, verbose: bool) -> Order:
     return Order(section, module, verbose)
 
 
-# An input and its output.
-Pair = tuple[str, str]
+class Pair(NamedTuple):
+    """An input and its output; without `follow` a link of the output's name is replaced, not followed."""
+
+    path: str
+    target: str
+    follow: bool = True
 
 
 def outputs_of(files: Sequence[str], output: str | None, folder: str | None, *, in_place: bool) -> list[Pair]:
@@ -64,22 +68,29 @@ def outputs_of(files: Sequence[str], output: str | None, folder: str | None, *, 
     if output is not None:
         if len(files) != 1:
             raise UsageError(f"-o {output} is one file for {len(files)} inputs", advice="use --output-dir")
-        pairs = [(files[0], output)]
+        pairs = [Pair(files[0], output)]
+    elif folder is None:
+        pairs = [Pair(path, followed(path)) for path in files]
     else:
-        pairs = [(path, followed(path) if folder is None else _in_folder(folder, path)) for path in files]
+        # A link in the folder may lead anywhere; nothing is written outside of it.
+        pairs = [Pair(path, _in_folder(folder, path), follow=False) for path in files]
+    _refuse_overlaps(pairs, in_place=in_place)
+    return pairs
+
+
+def _refuse_overlaps(pairs: Sequence[Pair], *, in_place: bool) -> None:
     if not in_place:
-        for path, target in pairs:
+        for path, target, _ in pairs:
             if same(path, target):
                 raise UsageError("is the input as well as the output", path=path, advice="use --in-place")
     targets: dict[str, str] = {}
-    for path, target in pairs:
-        other = targets.setdefault(followed(target), path)
+    for path, target, follow in pairs:
+        other = targets.setdefault(followed(target) if follow else placed(target), path)
         if other is not path:
             raise UsageError(f"would be written to {target}, as {other} is", path=path, advice="give each a folder")
-    for path, _ in pairs:
-        if not in_place and followed(path) in targets:
+    for path, _, _ in pairs:
+        if not in_place and (followed(path) in targets or (os.path.islink(path) and placed(path) in targets)):
             raise UsageError("is an input as well as the output of another", path=path)
-    return pairs
 
 
 def _in_folder(folder: str, path: str) -> str:
@@ -93,14 +104,18 @@ def annotate_files(pairs: Sequence[Pair], order: Order, *, jobs: int = 1) -> Ite
 
 
 def _annotate_file(pair: Pair, *, order: Order) -> Done:
-    path, target = pair
+    path, target, follow = pair
     try:
-        with about(path):
-            data = read_whole(path)
+        with about(path), FileSource(path) as source:
+            data = source.whole()
             result, line = _annotate_archive(path, data, order) if is_archive(data) else _annotate_object(data, order)
             # Whatever is new in the result was proved by another reader.
-            if result is not None or not same(path, target):
-                with stage_whole(path, target, data if result is None else result, lasting=False) as (_, publish):
+            if result is None and same(path, target):
+                remove_dead(target)  # of a run that was killed, while another one annotated the file
+            else:
+                new = data if result is None else result
+                with stage_whole(path, target, new, lasting=False, follow=follow) as (_, publish):
+                    source.check_unchanged()
                     publish()
     except StaticcallError as error:
         return Done("", str(error), error.exit_code)

@@ -6,8 +6,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 from staticcall.model.change import Plan
+from staticcall.model.image import Image
 from staticcall.report.json import render_edits
 from staticcall.write.stage import stage_text
+from staticcall.write.together import Publication
+
+
+class Original(NamedTuple):
+    """What is patched; `check_unchanged` raises `InputError` where it is not any more what was read."""
+
+    path: Path
+    image: Image
+    check_unchanged: Callable[[], None]
 
 
 class Outputs(NamedTuple):
@@ -24,7 +34,7 @@ def stage_texts(
     plan: Plan,
     digests: Callable[[], tuple[str, str]],
     document: Callable[[], Iterable[str]],
-) -> list[Callable[[], None]]:
+) -> list[Publication]:
     """Have the undo file and the report ready under temporary names; gives what publishes them.
 
     `digests` are the SHA-256 of the original and of the patched file, `document` is the report; both are only asked for

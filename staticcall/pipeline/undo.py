@@ -7,9 +7,10 @@ from pathlib import Path
 
 from staticcall.errors import UnsafeError, VerificationError, about
 from staticcall.model.change import Edit
-from staticcall.read.source import read_whole, sha256_of, sha256_of_bytes
+from staticcall.read.source import FileSource, read_whole, sha256_of, sha256_of_bytes
 from staticcall.report.json import parse_edits
 from staticcall.write.stage import stage
+from staticcall.write.together import publish_together
 from staticcall.write.whole import stage_whole
 
 
@@ -21,28 +22,35 @@ def revert_image(patched: Path, edits_file: Path, output: Path) -> int:
     """
     with about(edits_file):
         original_sha256, patched_sha256, edits = parse_edits(read_whole(edits_file))
-    if sha256_of(patched) != patched_sha256:
-        raise UnsafeError(
-            f"is not the file that {edits_file} belongs to",
-            code="other-file",
-            path=patched,
-            advice="it was changed after it was patched, or the edits are another file's",
-        )
-    if any(len(edit.old) != len(edit.new) for edit in edits):
-        _revert_whole(patched, edits, output, original_sha256)
-        return len(edits)
-    with stage(patched, output) as staged:
-        staged.apply(edit.inverse() for edit in edits)
-        if sha256_of(staged.path) != original_sha256:
-            raise _another(patched)
-        # The staged file is the original.
-        staged.publish()
+    with about(patched), FileSource(patched) as source:
+        if sha256_of(patched) != patched_sha256:
+            source.check_unchanged()
+            raise UnsafeError(
+                f"is not the file that {edits_file} belongs to",
+                code="other-file",
+                advice="it was changed after it was patched, or the edits are another file's",
+            )
+        if any(len(edit.old) != len(edit.new) for edit in edits):
+            _revert_whole(source, patched, edits, output, original_sha256)
+        else:
+            _revert_copy(source, patched, edits, output, original_sha256)
     return len(edits)
 
 
-def _revert_whole(patched: Path, edits: Sequence[Edit], output: Path, original_sha256: str) -> None:
+def _revert_copy(source: FileSource, patched: Path, edits: Sequence[Edit], output: Path, original_sha256: str) -> None:
+    with stage(patched, output) as staged:
+        staged.apply(edit.inverse() for edit in edits)
+        if sha256_of(staged.path) != original_sha256:
+            source.check_unchanged()
+            raise _another(patched)
+        staged.flush()
+        # The staged file is the original.
+        publish_together(output, (), staged.publish, source.check_unchanged)
+
+
+def _revert_whole(source: FileSource, patched: Path, edits: Sequence[Edit], output: Path, original_sha256: str) -> None:
     """Take back the edits of an object that became longer or shorter."""
-    data = bytearray(read_whole(patched))
+    data = bytearray(source.whole())
     for edit in reversed(edits):
         place = slice(edit.file_offset, edit.file_offset + len(edit.new))
         if data[place] != edit.new:
@@ -51,7 +59,7 @@ def _revert_whole(patched: Path, edits: Sequence[Edit], output: Path, original_s
     if sha256_of_bytes(data) != original_sha256:
         raise _another(patched)
     with stage_whole(patched, output, data) as (_, publish):
-        publish()
+        publish_together(output, (), publish, source.check_unchanged)
 
 
 def _another(patched: Path) -> VerificationError:

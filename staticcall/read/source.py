@@ -6,8 +6,10 @@ and that can be said in a sentence.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
+import time
 from types import TracebackType
 from typing import Self
 
@@ -16,6 +18,8 @@ from staticcall.errors import InputError, MalformedError, StrPath, about
 _CHUNK = 1 << 20
 # A file can have holes, and so be larger than any memory without taking room on the disk.
 _MOST_AT_ONCE = 1 << 31
+# A file's times are those of the timer's last tick, which is every 10 ms at the slowest (CONFIG_HZ=100).
+_TICK_NS = 10_000_000
 
 
 class FileSource:
@@ -36,7 +40,8 @@ class FileSource:
             kind = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
             raise InputError(f"is {kind}", path=path, advice="name a file")
         self._size = status.st_size
-        self._stamp = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size)
+        self._stamp = _stamp(status)
+        self._fresh = time.time_ns() - status.st_ctime_ns < _TICK_NS
 
     @property
     def size(self) -> int:
@@ -73,11 +78,29 @@ class FileSource:
             size -= len(piece)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
+    def whole(self) -> bytes:
+        """The file as it was at one moment; raises `InputError` where it was changed meanwhile."""
+        data = self.read(0, self._size)
+        # A change within the tick of an earlier one does not show in the times, but in a second look.
+        if self._fresh and self.read(0, self._size) != data:
+            raise self._changed()
+        self.check_unchanged()
+        return data
+
     def check_unchanged(self) -> None:
-        """Raise `InputError` if the file was changed since it was opened."""
-        status = os.fstat(self._descriptor)
-        if (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size) != self._stamp:
-            raise InputError("was changed while it was read", path=self.path, advice="run again")
+        """Raise `InputError` if the file was changed since it was opened, or another one has its name.
+
+        The time of the last change of the inode counts as well, since the one of the contents can be set back.
+        """
+        try:
+            now, named = os.fstat(self._descriptor), os.stat(self.path)
+        except OSError:
+            named = None
+        if named is None or _stamp(now) != self._stamp or not os.path.samestat(now, named):
+            raise self._changed()
+
+    def _changed(self) -> InputError:
+        return InputError("was changed while it was read", path=self.path, advice="run again")
 
     def __enter__(self) -> Self:
         return self
@@ -85,13 +108,18 @@ class FileSource:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        os.close(self._descriptor)
+        with contextlib.suppress(OSError):  # all that was read is here
+            os.close(self._descriptor)
+
+
+def _stamp(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def read_whole(path: StrPath) -> bytes:
-    """The content of a regular file that is no image, such as one with edits or options."""
+    """The content of a regular file at one moment; raises `InputError` where it was changed meanwhile."""
     with about(path), FileSource(path) as source:
-        return source.read(0, source.size)
+        return source.whole()
 
 
 def sha256_of_bytes(data: bytes | bytearray) -> str:

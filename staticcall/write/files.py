@@ -1,8 +1,9 @@
-"""Files to be written: what their names lead to, which may not meet, and the temporary one beside each."""
+"""Files to be written: what their names lead to, which may not meet, whose rights they get."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 from collections.abc import Iterable, Iterator
@@ -32,13 +33,36 @@ def followed(path: StrPath) -> str:
     return os.path.realpath(path)  # Path.resolve() raises for a link to itself
 
 
+def placed(path: StrPath) -> str:
+    """The place of a name itself: its folder's links are followed, what it is a link to does not matter."""
+    folder, name = os.path.split(os.fspath(path))
+    return os.path.join(os.path.realpath(folder), name)
+
+
 def special(path: StrPath) -> bool:
     """Whether there is a pipe or a device of this name, which a rename would replace."""
+    mode = _mode(path, follow=True)
+    return mode is not None and not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+
+
+def output_place(target: StrPath, *, follow: bool = True) -> str:
+    """Where a file is to appear: behind a link, or with `follow` off in the link's own place.
+
+    Raises `OutputError` where a folder, a pipe or a device is there.
+    """
+    mode = _mode(target, follow=follow)
+    if mode is not None and stat.S_ISDIR(mode):
+        raise OutputError("cannot be written: is a directory", path=target, advice="name a file")
+    if mode is not None and not stat.S_ISREG(mode) and not stat.S_ISLNK(mode):
+        raise OutputError("cannot be written: is no regular file", path=target, advice="name a file")
+    return followed(target) if follow else placed(target)
+
+
+def _mode(path: StrPath, *, follow: bool) -> int | None:
     try:
-        mode = os.stat(path).st_mode
+        return os.stat(path, follow_symlinks=follow).st_mode
     except FileNotFoundError:
-        return False
-    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+        return None
 
 
 def same(one: StrPath, other: StrPath) -> bool:
@@ -60,17 +84,6 @@ def failing_as_output(target: StrPath) -> Iterator[None]:
         ) from error
 
 
-def open_beside(target: StrPath) -> tuple[int, str]:
-    """Make a temporary file in the target's folder, for its owner alone; gives descriptor and path."""
-    if os.path.isdir(target):
-        raise OutputError("cannot be written: is a directory", path=target, advice="name a file")
-    folder, name = os.path.split(os.fspath(target))
-    # The system counts the bytes of a name, not its letters.
-    name = os.fsdecode(os.fsencode(name)[:200])
-    path = os.path.join(folder, f".{name}.{os.urandom(6).hex()}.staticcall")
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), path
-
-
 def give_rights(source: StrPath, descriptor: int, *, replaced: bool) -> None:
     """Give a copy its source's mode, and its owner if it takes the source's place.
 
@@ -78,9 +91,13 @@ def give_rights(source: StrPath, descriptor: int, *, replaced: bool) -> None:
     """
     wanted, own = os.stat(source), os.fstat(descriptor)
     if replaced:
-        with contextlib.suppress(PermissionError):
+        try:
             os.fchown(descriptor, wanted.st_uid, wanted.st_gid)
             own = wanted
+        except OSError as error:
+            # Not ours to give away, or an owner that this user namespace has no number for.
+            if error.errno not in (errno.EPERM, errno.EINVAL):
+                raise
     kept = (own.st_uid, own.st_gid) == (wanted.st_uid, wanted.st_gid)
     os.fchmod(descriptor, stat.S_IMODE(wanted.st_mode) & ~(0 if kept else _SET_ID))
 
@@ -90,13 +107,15 @@ def write_all(descriptor: int, data: bytes | bytearray, offset: int) -> None:
     view = memoryview(data)
     while view:
         written = os.pwrite(descriptor, view, offset)
+        if not written:  # for ever, as it would seem
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
         view, offset = view[written:], offset + written
 
 
 def flush_directory(path: StrPath) -> None:
     """Make a new name last. The file has it already, so a directory that cannot be read is no failure."""
     with contextlib.suppress(OSError):
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        descriptor = os.open(path or os.curdir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             os.fsync(descriptor)
         finally:

@@ -154,11 +154,13 @@ class _Writer:
 
     def _renumber_list(self, section: Section, moved: Mapping[int, int]) -> None:
         old = self._file.content(section)
-        new = b"".join(_uleb128(moved.get(number, number)) for number in _uleb128s(old, section))
+        new = bytearray()  # joined pieces would take a hundred times the section's size
+        for number in _uleb128s(old, section):
+            new += _uleb128(moved.get(number, number))
         if len(new) == len(old):
             self._out[section.offset : section.offset + len(new)] = new
         else:
-            self._contents[section.number] = new
+            self._contents[section.number] = bytes(new)
 
     def _renumber_profile(self, section: Section, moved: Mapping[int, int]) -> None:
         for entry in range(section.offset, section.offset + section.size - _PROFILE_SIZE + 1, _PROFILE_SIZE):

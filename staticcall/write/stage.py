@@ -6,26 +6,27 @@ The name only ever shows the old file or the complete new one. The copy is made 
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from threading import Event
 
-from staticcall.errors import InputError, OutputError
+from staticcall.errors import InputError
 from staticcall.model.change import Edit
+from staticcall.write import signals
 from staticcall.write.files import (
     failing_as_output,
     flush_directory,
-    followed,
     give_rights,
-    open_beside,
+    output_place,
     same,
     special,
     write_all,
 )
+from staticcall.write.temporary import Temporary, beside, check_written
+from staticcall.write.together import Publication
 
 _CHUNK = 1 << 26
 _NEIGHBOURHOOD = 1 << 16
@@ -34,14 +35,13 @@ _NEIGHBOURHOOD = 1 << 16
 class Staging:
     """A copy under a temporary name: first as the source is, then with edits, then published."""
 
-    def __init__(self, source: Path, target: Path, path: Path, descriptor: int, background: ThreadPoolExecutor) -> None:
-        self.path = path
+    def __init__(self, source: Path, temporary: Temporary, background: ThreadPoolExecutor) -> None:
+        self.path = Path(temporary.path)
         self.abandoned = Event()
         self._source = source
-        self._target = target
-        self._descriptor = descriptor
+        self._temporary = temporary
         self._background = background
-        self._copied = background.submit(_copy_file, source, descriptor, self.abandoned)
+        self._copied = background.submit(_copy_file, source, temporary.descriptor, self.abandoned)
         self._flushed: Future[None] | None = None
 
     def apply(self, edits: Iterable[Edit]) -> None:
@@ -49,24 +49,25 @@ class Staging:
 
         Raises `InputError` when the source does not hold an edit's old bytes.
         """
-        with failing_as_output(self._target):
+        target, descriptor = self._temporary.target, self._temporary.descriptor
+        with failing_as_output(target):
             self._copied.result()
-            _write_edits(self._source, self._descriptor, edits)
-            give_rights(self._source, self._descriptor, replaced=same(self._source, self._target))
-        self._flushed = self._background.submit(os.fsync, self._descriptor)
+            _write_edits(self._source, descriptor, edits)
+            give_rights(self._source, descriptor, replaced=same(self._source, target))
+        self._flushed = self._background.submit(_flush, descriptor)
 
     def flush(self) -> None:
         """Wait until the file is on the disk; a full one may only show now."""
         assert self._flushed is not None, "a file without its edits is not published"
-        with failing_as_output(self._target):
+        with failing_as_output(self._temporary.target):
             self._flushed.result()
 
     def publish(self) -> None:
         """Wait until the file is on the disk, then give it its name in one step."""
         self.flush()
-        with failing_as_output(self._target):
-            self.path.replace(self._target)
-            flush_directory(self._target.parent)
+        with failing_as_output(self._temporary.target), signals.held():
+            self._temporary.publish()
+            flush_directory(self.path.parent)
 
 
 @contextmanager
@@ -77,33 +78,24 @@ def stage(source: Path, target: Path) -> Iterator[Staging]:
     removed again unless it was published. Raises `OutputError` when anything cannot be written.
     """
     with failing_as_output(target):
-        if special(target):
-            raise OutputError("cannot be written: is no regular file", path=target, advice="name a file")
-        target = Path(followed(target))
-        descriptor, name = open_beside(target)
-        path = Path(name)
-    try:
-        # Leaving the executor waits for the copy and the flush, so the descriptor outlives both.
-        with ThreadPoolExecutor(1) as background:
-            staging = Staging(source, target, path, descriptor, background)
-            try:
-                yield staging
-            finally:
-                # Where something is wrong with the file, nobody waits for the rest of the copy.
-                staging.abandoned.set()
-    finally:
-        os.close(descriptor)
-        with contextlib.suppress(FileNotFoundError):
-            path.unlink()
+        place = output_place(target)
+    # Leaving the executor waits for the copy and the flush, so the descriptor outlives both.
+    with beside(place) as temporary, ThreadPoolExecutor(1) as background:
+        staging = Staging(source, temporary, background)
+        try:
+            yield staging
+        finally:
+            # Where something is wrong with the file, nobody waits for the rest of the copy.
+            staging.abandoned.set()
 
 
 def publish_text(target: Path, text: Iterable[str]) -> None:
     """Write a text file atomically, or into a pipe or device as it comes; raises `OutputError`."""
-    with stage_text(target, text) as publish:
-        publish()
+    with stage_text(target, text) as publication:
+        publication.publish()
 
 
-def stage_text(target: Path, text: Iterable[str]) -> AbstractContextManager[Callable[[], None]]:
+def stage_text(target: Path, text: Iterable[str]) -> AbstractContextManager[Publication]:
     """Have a text ready under a temporary name, or in memory for a pipe or device; gives what publishes it.
 
     Raises `OutputError`.
@@ -113,7 +105,7 @@ def stage_text(target: Path, text: Iterable[str]) -> AbstractContextManager[Call
 
 
 @contextmanager
-def _text_in_memory(target: Path, text: Iterable[str]) -> Iterator[Callable[[], None]]:
+def _text_in_memory(target: Path, text: Iterable[str]) -> Iterator[Publication]:
     pieces = list(text)
 
     def publish() -> None:
@@ -124,17 +116,16 @@ def _text_in_memory(target: Path, text: Iterable[str]) -> Iterator[Callable[[], 
             with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
                 stream.writelines(pieces)
 
-    yield publish
+    yield Publication(publish, lambda: True, None)
 
 
 @contextmanager
-def _text_beside(target: Path, text: Iterable[str]) -> Iterator[Callable[[], None]]:
+def _text_beside(target: Path, text: Iterable[str]) -> Iterator[Publication]:
     with failing_as_output(target):
-        target = Path(followed(target))
-        descriptor, name = open_beside(target)
-        path = Path(name)
-    try:
-        with failing_as_output(target), os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+        place = output_place(target)
+    with beside(place) as temporary:
+        # Closing the stream must not give up the lock.
+        with failing_as_output(target), os.fdopen(os.dup(temporary.descriptor), "w", encoding="utf-8") as stream:
             os.fchmod(stream.fileno(), 0o666 & ~_umask())
             stream.writelines(text)
             stream.flush()
@@ -142,17 +133,29 @@ def _text_beside(target: Path, text: Iterable[str]) -> Iterator[Callable[[], Non
 
         def publish() -> None:
             with failing_as_output(target):
-                path.replace(target)
+                temporary.publish_for_now()
 
-        yield publish
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            path.unlink()
+        yield Publication(publish, temporary.take_back, place)
 
 
 def _copy_file(source: Path, descriptor: int, abandoned: Event) -> None:
-    with source.open("rb") as original:
-        _copy(original.fileno(), descriptor, os.fstat(original.fileno()).st_size, abandoned)
+    try:
+        original = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise _unreadable(source, error) from error
+    try:
+        _copy(source, original, descriptor, abandoned)
+    finally:
+        os.close(original)
+
+
+def _unreadable(source: Path, error: OSError) -> InputError:
+    return InputError(f"cannot be read: {error.strerror}", path=source, advice="nothing was published")
+
+
+def _flush(descriptor: int) -> None:
+    os.fsync(descriptor)
+    check_written(descriptor)
 
 
 def _write_edits(source: Path, descriptor: int, edits: Iterable[Edit]) -> None:
@@ -187,12 +190,12 @@ def _neighbourhoods(edits: Iterable[Edit]) -> Iterator[list[Edit]]:
         yield group
 
 
-def _copy(source: int, target: int, size: int, abandoned: Event) -> None:
-    """Copy `size` bytes from the start of one file to that of another, unless that is abandoned."""
-    done = 0
+def _copy(source: Path, original: int, target: int, abandoned: Event) -> None:
+    """Copy a whole open file to another one, unless that is abandoned."""
+    size, done = os.fstat(original).st_size, 0
     try:
         while done < size and not abandoned.is_set():
-            copied = os.copy_file_range(source, target, min(_CHUNK, size - done), done, done)
+            copied = os.copy_file_range(original, target, min(_CHUNK, size - done), done, done)
             if not copied:
                 break
             done += copied
@@ -200,9 +203,12 @@ def _copy(source: int, target: int, size: int, abandoned: Event) -> None:
         # Not between these two file systems, or not at all in this kernel; a full disk shows up again below.
         pass
     while done < size and not abandoned.is_set():
-        data = os.pread(source, min(1 << 20, size - done), done)
+        try:
+            data = os.pread(original, min(1 << 20, size - done), done)
+        except OSError as error:
+            raise _unreadable(source, error) from error
         if not data:
-            break
+            raise InputError("became shorter while it was read", path=source, advice="run again")
         write_all(target, data, done)
         done += len(data)
 

@@ -1,0 +1,96 @@
+"""Signals: what is being written is removed, publishing comes to its end, and no process outlives the first one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from staticcall.write import signals
+from tests.support.objects import Objects
+from tests.support.tool import succeed
+from tests.support.toolchain import TIMEOUT_SECONDS
+
+
+def _names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+@pytest.fixture
+def plain(made: Objects, tmp_path: Path) -> Path:
+    """An object to be annotated, alone in a folder."""
+    folder = tmp_path / "objects"
+    folder.mkdir()
+    return Path(shutil.copy(made("calls"), folder / "plain.o"))
+
+
+def _wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
+    while not condition():
+        assert process.poll() is None, process.communicate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_no_process_outlives_the_first_one(number: signal.Signals, plain: Path, tmp_path: Path) -> None:
+    """With `-j`, and whatever happens to the one that was started; the next run leaves no stray behind."""
+    folder = tmp_path / "built"
+    folder.mkdir()
+    files = [shutil.copy(plain, tmp_path / f"{n}.o") for n in range(300)]
+    succeed("annotate", plain, "-o", tmp_path / "whole.o")
+    # The processes inherit the pipe: it ends when the last one does.
+    reading, writing = os.pipe()
+    command: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "staticcall",
+        "annotate",
+        "-j",
+        "3",
+        "--quiet",
+        "--output-dir",
+        folder,
+        *files,
+    ]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, pass_fds=[writing]) as process:
+        os.close(writing)
+        _wait_for(lambda: any(path.suffix == ".o" for path in folder.iterdir()), process)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=TIMEOUT_SECONDS)
+    assert (process.returncode, said) == (-number, b"")
+    with os.fdopen(reading, "rb") as stream:
+        assert stream.read() == b""
+    whole = (tmp_path / "whole.o").read_bytes()
+    assert all(path.read_bytes() == whole for path in folder.glob("*.o"))
+    assert {path.suffix for path in folder.iterdir()} <= {".o"}
+    succeed("annotate", "--quiet", "--output-dir", folder, *files)
+    assert _names(folder) == {Path(file).name for file in files}
+
+
+def test_a_signal_somebody_ignores_stays_ignored() -> None:
+    """As `nohup` does, or a program that uses the package and has handlers of its own."""
+    seen: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: seen.append(number))
+    hangup = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with signals.held():
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert seen == [signal.SIGTERM]
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGHUP, hangup)
+
+
+def test_an_interruption_while_publishing_waits_for_its_end() -> None:
+    done = False
+    with pytest.raises(KeyboardInterrupt), signals.held():
+        os.kill(os.getpid(), signal.SIGINT)
+        done = True
+    assert done
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
