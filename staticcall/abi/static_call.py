@@ -41,8 +41,11 @@ TABLE_START: Final = "__start_static_call_sites"
 TABLE_STOP: Final = "__stop_static_call_sites"
 
 TRAMPOLINE_SIZE: Final = 8
-# ud1 %esp,%ecx, never executed; 5.10 to 5.18 spelt out "SCT". Both stand behind five bytes of code.
-SIGNATURES: Final = {b"\x0f\xb9\xcc": "ud1", b"SCT": "SCT"}
+# ud1 %esp,%ecx, never executed; 5.16 to 5.18 spelt out "SCT". Both stand behind five bytes of code; before 5.16
+# there was whatever filled the gap.
+SIGNATURE_UD1: Final = bytes.fromhex("0fb9cc")
+SIGNATURE_SCT: Final = b"SCT"
+SIGNATURES: Final = {SIGNATURE_UD1: "ud1", SIGNATURE_SCT: "SCT"}
 SIGNATURE_OFFSET: Final = 5
 # The trampoline of a user program's staticcall.h: jmp *key(%rip), six bytes, and the start of a ud1.
 INDIRECT_TRAMPOLINE: Final = b"\xff\x25"
@@ -57,38 +60,38 @@ NOP_FUNCTION: Final = "__static_call_nop"
 
 # nopl 0x0(%rax,%rax,1): a call whose target is NULL.
 NOP5: Final = bytes.fromhex("0f1f440000")
-# A call whose target is __static_call_return0 becomes five bytes that clear %eax. Kernels 5.12 to 5.17 used
-# data16 data16 xor %rax,%rax; later ones cs cs cs xor %eax,%eax.
+# A call whose target is __static_call_return0 becomes five bytes that clear %eax: data16 data16 xor %rax,%rax in
+# 5.12 to 5.17, cs cs cs xor %eax,%eax in later kernels. Which kernel takes which is told in `generations`.
 RET0_DATA16: Final = bytes.fromhex("66664831c0")
 RET0_CS: Final = bytes.fromhex("2e2e2e31c0")
 RET0_FORMS: Final = (RET0_CS, RET0_DATA16)
-# Before 5.13 the processor decided at boot which nop a kernel writes and accepts.
-NOP5_ONLY_SINCE: Final = (5, 13)
-RET0_FIRST_RELEASE: Final = (5, 12)
-RET0_CS_FIRST_RELEASE: Final = (5, 18)
-# Kernels newer than 6.12: ud1 (%edx),%rdi at calls of __WARN_trap.
+# Kernels since 6.19: ud1 (%edx),%rdi at calls of __WARN_trap.
 WARN_TRAP: Final = bytes.fromhex("67480fb93a")
 # A tail site whose target is NULL, and a trampoline whose target is NULL, where no return thunk is used.
 RET_SITE: Final = bytes.fromhex("c3cccccccc")
 RET_TRAMPOLINE: Final = bytes.fromhex("c3cc909090")
 # What 5.10 to 5.16 had there instead.
 RET_TRAMPOLINE_NOPS: Final = bytes.fromhex("c390909090")
+# Since then a kernel writes all five bytes of a return, and not only the first.
+PADDED_RET_SINCE: Final = (5, 16)
 
-# Where the names above can be found in a string table: a piece of each that is rare and quickly searched for,
-# and how many bytes of the name stand before it.
+# Where names can be found in a string table: a piece that few others have, and how many bytes of the name stand before
+# it. A search for a piece takes about 2 ms in a kernel's strings, so names share pieces where they can.
+# The ends of other tables of a kernel, see `locate/claims.py`:
+JUMP_TABLE_STEM: Final = (b"__jump_table", (8, 7))
+CLAIM_STEMS: Final = (JUMP_TABLE_STEM, (b"kprobe_blacklist", (8, 7)))
+# All names above, and what a report needs of those:
 SYMBOL_STEMS: Final = (
-    (b"__SCK", (0,)),
-    (b"__SCT", (0,)),
-    (b"static_call_tramp_", (2, 4)),
+    JUMP_TABLE_STEM,
+    (b"__SC", (0,)),
+    (b"__static_call_", (0, 2)),
     (b"static_call_sites", (8, 7)),
-    (b"static_call_return", (2,)),
-    (b"static_call_nop", (2,)),
     (b"x86_return_thunk", (2,)),
     (b"xor5rax", (0,)),
     (b"linux_banner", (0,)),
 )
 
-# Constants of the kernel's own code, so the bytes that this very kernel accepts and writes.
+# The constant of the kernel's own code that has its xor, so the bytes that this very kernel accepts and writes.
 XOR_SYMBOL: Final = "xor5rax"
 XOR_SIZE: Final = 5
 BANNER_SYMBOL: Final = "linux_banner"

@@ -16,6 +16,7 @@ and section 2.1.1 on prefixes.
 
 from __future__ import annotations
 
+from functools import cache
 from struct import Struct
 from typing import Final
 
@@ -149,7 +150,15 @@ def placements(address: int, alignment: int, period: int) -> range:
 
 def crosses_anywhere(address: int, size: int, block: int, alignment: int) -> bool | None:
     """As `crosses`, over every placement that the alignment allows; None where it depends on the final address."""
-    answers = {crosses(place, size, block) for place in placements(address, alignment, block)}
+    if not alignment:
+        return crosses(address, size, block)
+    alignment = min(alignment, block)
+    return _crosses_anywhere(address % alignment, size, block, alignment)
+
+
+@cache
+def _crosses_anywhere(offset: int, size: int, block: int, alignment: int) -> bool | None:
+    answers = {crosses(place, size, block) for place in placements(offset, alignment, block)}
     return answers.pop() if len(answers) == 1 else None
 
 

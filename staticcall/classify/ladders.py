@@ -11,7 +11,7 @@ from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Final, NamedTuple
 
 from staticcall.abi import x86
-from staticcall.abi.static_call import NOP5_ONLY_SINCE, TAIL_FLAG
+from staticcall.abi.static_call import TAIL_FLAG
 from staticcall.model.form import Form
 from staticcall.model.sites import Answer, Dialect, Policy, PolicyName, Site, Source, TargetKind, Verdict
 
@@ -151,13 +151,15 @@ def classify(
     period = max(policy.line, BLOCK)
     ladder = LADDERS[policy.name]
     return_thunks = dialect.kernel and dialect.return_thunk is not None
-    nops_vary = dialect.kernel and dialect.release is not None and dialect.release < NOP5_ONLY_SINCE
+    nops_vary = dialect.kernel and len(dialect.generation.nops) > 1
     verdicts: list[Verdict] = []
     known: dict[tuple[object, ...], Verdict] = {}
     for record, address, _, _, _, alignment, key, flags, instruction, _, sources in sites:
         # Ten thousand sites ask a few hundred different questions.
         form, length, opcode, destination, _ = instruction
-        place, by_trampoline, target = address % period, destination in trampolines, target_of(key)
+        # Only what the section's alignment says of the address is known of it.
+        place = address % (alignment if 0 < alignment < period else period)
+        by_trampoline, target = destination in trampolines, target_of(key)
         recorded = record is not None or Source.RELOCATION in sources
         case = (form, length, opcode, place, alignment, recorded, flags, by_trampoline, target)
         verdict = known.get(case)

@@ -1,48 +1,65 @@
-"""Which bytes the code in this image uses for NULL and RET0, and where its return helpers are.
+"""Which bytes the code in this image uses for NULL and RET0, what its kernel accepts, and where its helpers are.
 
-A kernel is asked itself first: it keeps its own xor in a constant, `xor5rax`, and its version in its
-banner. Only where both are missing the present form is assumed.
+A kernel is asked itself first: it keeps its own xor in a constant, `xor5rax`, and its version in its banner. Only
+where both are missing the latest form is assumed. Where the version leaves something open, further constants, the
+trampolines and the kernel's messages are looked at; see `staticcall.abi.generations`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 
-from staticcall.abi import static_call
-from staticcall.model.image import Image
-from staticcall.model.sites import Dialect
+from staticcall.abi import generations, static_call
+from staticcall.abi.generations import Generation, Release, Signs
+from staticcall.model.image import Image, Section
+from staticcall.model.sites import Dialect, Trampoline
 from staticcall.model.symbols import Symbol
 
-# A kernel says so in its banner, a module in its `.modinfo`.
-_VERSION = re.compile(r"(?:Linux version |vermagic=)(\d+)\.(\d+)")
+# A kernel says so in its banner, a module in its `.modinfo`. Longer numbers are no release, and slow to convert.
+_VERSION = re.compile(r"(?:Linux version |vermagic=)(\d{1,9})\.(\d{1,9})")
+_BANNER = re.compile(rb"Linux version \d+\.\d+[^\0]*")
+_RODATA = ".rodata"
 
 
-def read_dialect(image: Image, symbols: Mapping[str, Symbol]) -> Dialect:
+def read_dialect(image: Image, symbols: Mapping[str, Symbol], trampolines: Iterable[Trampoline]) -> Dialect:
     """Collect the evidence; `symbols` are those of the image that have one of the names concerned."""
     addresses = {name: symbol.address for name, symbol in symbols.items()}
     banner = _banner(image, addresses.get(static_call.BANNER_SYMBOL)) or _vermagic(image)
     match = _VERSION.match(banner)
     release = (int(match[1]), int(match[2])) if match else None
+    module = image.placement is not None
+    known = image.kernel and (release is not None or not module)
+    generation = _generation(image, addresses, trampolines, release) if known else generations.SOME_KERNEL
     return Dialect(
         kernel=image.kernel,
         release=release,
         banner=banner,
-        nop=static_call.NOP5,
-        ret0=_ret0(image, addresses.get(static_call.XOR_SYMBOL), release),
+        nop=generation.nop,
+        ret0=generation.xor,
         return_thunk=addresses.get(static_call.RETURN_THUNK),
         return0=addresses.get(static_call.RETURN0),
         plain_return=addresses.get(static_call.PLAIN_RETURN),
         nop_function=addresses.get(static_call.NOP_FUNCTION),
+        module=image.kernel and module,
+        generation=generation,
     )
 
 
 def _banner(image: Image, address: int | None) -> str:
     offset = None if address is None else image.offset_of(address)
     if offset is None:
-        return ""
+        return _found_banner(image) if image.kernel else ""
     size = min(static_call.BANNER_SIZE, image.source.size - offset)
     return image.source.read(offset, size).partition(b"\0")[0].decode("ascii", "replace").strip()
+
+
+def _found_banner(image: Image) -> str:
+    """The banner of a kernel that has lost its symbols."""
+    section = _strings(image)
+    found = _BANNER.search(image.source.read(section.offset, section.size)) if section else None
+    return found[0][: static_call.BANNER_SIZE].decode("ascii", "replace").strip() if found else ""
 
 
 def _vermagic(image: Image) -> str:
@@ -55,11 +72,43 @@ def _vermagic(image: Image) -> str:
     return found.decode("ascii", "replace")
 
 
-def _ret0(image: Image, constant: int | None, release: tuple[int, int] | None) -> bytes:
-    if constant is not None and image.offset_of(constant, static_call.XOR_SIZE) is not None:
-        code = image.read_at(constant, static_call.XOR_SIZE)
-        if code in static_call.RET0_FORMS:
-            return code
-    if release and static_call.RET0_FIRST_RELEASE <= release < static_call.RET0_CS_FIRST_RELEASE:
-        return static_call.RET0_DATA16
-    return static_call.RET0_CS
+def _generation(
+    image: Image,
+    addresses: Mapping[str, int],
+    trampolines: Iterable[Trampoline],
+    release: Release | None,
+) -> Generation:
+    linked = image.placement is None
+    jcc = static_call.PLAIN_RETURN in addresses
+    if not linked and release is not None:
+        jcc = release >= generations.JCC_IN_STABLE
+    message = _has_message(image) if linked and generations.needs_message(release) else None
+    places = dict(addresses)
+    stems = [(name.encode(), (0,)) for name in generations.needs_symbols(release, message=message)]
+    if stems:
+        places.update((symbol.name, symbol.address) for symbol in image.symbols.matching(stems))
+    constants = {
+        name: image.read_at(places[name], size)
+        for name, size in generations.CONSTANTS.items()
+        if name in places and image.offset_of(places[name], size) is not None
+    }
+    found: Counter[bytes] = Counter()
+    if generations.needs_signatures(release):
+        found.update(trampoline.code[static_call.SIGNATURE_OFFSET :] for trampoline in trampolines)
+    signatures = tuple(signature for signature, _ in found.most_common())
+    nops = frozenset(places.keys() & {generations.NOPS_BY_PROCESSOR, generations.NOPS_FOR_ALL})
+    return generations.generation_of(Signs(release, constants, signatures, message, nops, jcc))
+
+
+def _has_message(image: Image) -> bool | None:
+    """Whether the kernel's strings have what it says of a bad signature; None where it has no strings to search."""
+    section = _strings(image)
+    if section is None:
+        return None
+    return generations.SIGNATURE_MESSAGE in image.source.read(section.offset, section.size)
+
+
+def _strings(image: Image) -> Section | None:
+    """The section of a kernel that holds its strings, as far as the file has it."""
+    section = image.section_named((_RODATA,))
+    return section if section and section.offset + section.size <= image.source.size else None

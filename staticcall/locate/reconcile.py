@@ -8,18 +8,25 @@ from itertools import pairwise
 from staticcall.abi import static_call
 from staticcall.model.form import Form
 from staticcall.model.image import Image
-from staticcall.model.sites import Finding, Key, Located, Severity, Site, Source, TargetKind, Trampoline, TrampolineForm
+from staticcall.model.sites import (
+    Dialect,
+    Finding,
+    Key,
+    Located,
+    Severity,
+    Site,
+    Source,
+    TargetKind,
+    Trampoline,
+    TrampolineForm,
+)
 
-# What a kernel accepts at a site before it patches it, by the record's TAIL flag; anything else is BUG().
-# Source: __static_call_validate(). A jcc was added in 6.2, and in stable kernels before: those that know it
-# have __static_call_return.
-_ACCEPTED_TAIL = frozenset({Form.TAIL_JMP, Form.RET, Form.JCC})
-_ACCEPTED_CALL = frozenset({Form.CALL, Form.NOP, Form.RET0, Form.WARN_TRAP})
 # What a live key's sites are made of: branches, and before a linker has relaxed them those through the GOT.
 _LIVE_TAIL = frozenset({Form.TAIL_JMP, Form.JCC})
 _LIVE_CALL = frozenset({Form.CALL, Form.PREFIXED_CALL})
+# When a kernel looks at the bytes of sites and of trampolines.
+_AT_BOOT, _AT_LOAD, _AT_UPDATE = "at boot", "when the module is loaded", "when the static call is updated"
 _UNLINKED = {Form.INDIRECT_CALL: Form.CALL, Form.INDIRECT_JMP: Form.TAIL_JMP}
-_JCC_SINCE = (6, 2)
 
 
 def with_scan(sites: tuple[Site, ...], scanned: tuple[Site, ...], keys: dict[int, Key]) -> tuple[Site, ...]:
@@ -84,15 +91,35 @@ _PLAIN = {Form.CALL: 0, Form.TAIL_JMP: static_call.TAIL_FLAG}
 
 
 def _about_trampolines(image: Image, located: Located) -> Iterator[Finding]:
+    dialect = located.dialect
+    generation = dialect.generation
+    plain = (TrampolineForm.JMP, generation.signature)
     for trampoline in located.trampolines.values():
-        if trampoline.form is TrampolineForm.UNKNOWN:
-            code = image.in_file(image.offset_of(trampoline.address) or 0, trampoline.code)
+        _, address, form, _, _, _, code = trampoline
+        if (form, code[static_call.SIGNATURE_OFFSET :]) == plain or form is TrampolineForm.ELSEWHERE:
+            continue  # nearly all there are
+        if form is TrampolineForm.UNKNOWN:
+            stored = image.in_file(image.offset_of(address) or 0, code)
+            outcome = f", at which {generation.outcome(_AT_UPDATE)}" if dialect.kernel else ""
             yield Finding(
                 "unknown-trampoline",
-                Severity.ERROR if located.dialect.kernel else Severity.WARNING,
-                f"trampoline {trampoline.label} has bytes of no known generation: {code.hex()}",
-                trampoline.address,
+                Severity.ERROR if dialect.kernel else Severity.WARNING,
+                f"trampoline {trampoline.label} has bytes of no known generation: {stored.hex()}{outcome}",
+                address,
             )
+        elif dialect.kernel and not (generation.accepts(code, tail=True) and generation.signs(code)):
+            yield _unaccepted_trampoline(image, dialect, trampoline)
+
+
+def _unaccepted_trampoline(image: Image, dialect: Dialect, trampoline: Trampoline) -> Finding:
+    generation, address = dialect.generation, trampoline.address
+    stored = image.in_file(image.offset_of(address) or 0, trampoline.code)
+    if generation.accepts(trampoline.code, tail=True):
+        what = f"{stored.hex()}, not signed with {generation.signature.hex()}"
+    else:
+        what = f"{stored.hex()} ({trampoline.form})"
+    message = f"trampoline {trampoline.label} is {what}, which this kernel does not accept: "
+    return Finding("unaccepted-trampoline", Severity.ERROR, message + generation.outcome(_AT_UPDATE), address)
 
 
 def _about_key(located: Located, key: Key, names: Mapping[int, str]) -> Finding:
@@ -148,15 +175,8 @@ def _about_site(
                 f"record {site.record} points to a {site.instruction.form}, which no update at run time reaches",
                 site.address,
             )
-    elif not accepted(located, site):
-        kernel, code = located.dialect.kernel, image.in_file(site.file_offset, site.code)
-        yield Finding(
-            "unaccepted-bytes",
-            Severity.ERROR if kernel else Severity.NOTE,
-            f"record {site.record} points to {code.hex()} ({site.instruction.form}"
-            f"{', tail' if site.tail else ''}), which {'this' if kernel else 'a'} kernel does not accept",
-            site.address,
-        )
+    elif not located.dialect.generation.accepts(site.code, tail=site.tail):
+        yield _unaccepted_site(image, located.dialect, site)
     yield from _about_destination(image, located, site, names)
 
 
@@ -168,19 +188,19 @@ def _rewritable(site: Site) -> bool:
     return form in (_LIVE_TAIL if site.tail else _LIVE_CALL)
 
 
-def accepted(located: Located, site: Site) -> bool:
-    """Whether a kernel would take the bytes at a site for one of its own."""
-    form = site.instruction.form
-    if site.instruction.opcode:
-        return False
-    if form is Form.RET0 and located.dialect.kernel:
-        return site.code == located.dialect.ret0 and not site.tail
-    if form is Form.JCC:
-        release = located.dialect.release
-        long = site.instruction.length == 6
-        known = located.dialect.plain_return is not None or release is None or release >= _JCC_SINCE
-        return site.tail and long and known
-    return form in (_ACCEPTED_TAIL if site.tail else _ACCEPTED_CALL)
+def _unaccepted_site(image: Image, dialect: Dialect, site: Site) -> Finding:
+    """A site whose bytes no kernel, or not the one concerned, takes for one of its own."""
+    code = image.in_file(site.file_offset, site.code)
+    what = (
+        f"record {site.record} points to {code.hex()} ({site.instruction.form}{', tail' if site.tail else ''}), which"
+    )
+    generation = dialect.generation
+    if not dialect.kernel:
+        return Finding("unaccepted-bytes", Severity.NOTE, f"{what} a kernel does not accept", site.address)
+    some = " on every processor" if generation.by_processor(site.code, tail=site.tail) else ""
+    outcome = generation.outcome(_AT_LOAD if dialect.module else _AT_BOOT)
+    message = f"{what} this kernel does not accept{some}: {outcome}"
+    return Finding("unaccepted-bytes", Severity.ERROR, message, site.address)
 
 
 def _about_destination(image: Image, located: Located, site: Site, names: Mapping[int, str]) -> Iterator[Finding]:
@@ -220,23 +240,35 @@ def stale(located: Located, site: Site, key: Key) -> bool:
     return destination != target.address
 
 
-def _about_overlaps(located: Located) -> Iterator[Finding]:
+def _about_overlaps(located: Located) -> list[Finding]:
     recorded = (site for site in located.sites if site.record is not None)
+    repeats: dict[tuple[int, int | None], list[Site]] = {}
+    found: list[Finding] = []
     for before, after in pairwise(recorded):
         if before.address + before.instruction.length <= after.address:
             continue
-        if before.address == after.address:
-            yield Finding(
-                "duplicate-record",
-                Severity.NOTE if before.key == after.key else Severity.ERROR,
-                f"records {before.record} and {after.record} both list this site"
-                + ("" if before.key == after.key else ", for different keys"),
-                after.address,
-            )
+        if before.address == after.address and before.key == after.key:
+            repeats.setdefault((before.address, before.key), [before]).append(after)
+        elif before.address == after.address:
+            message = f"records {before.record} and {after.record} both list this site, for different keys"
+            found.append(Finding("duplicate-record", Severity.ERROR, message, after.address))
         else:
-            yield Finding(
-                "overlapping-records",
-                Severity.ERROR,
-                f"the instructions of records {before.record} and {after.record} overlap",
-                after.address,
-            )
+            message = f"the instructions of records {before.record} and {after.record} overlap"
+            found.append(Finding("overlapping-records", Severity.ERROR, message, after.address))
+    found += (_about_repeats(located, *same) for same in repeats.values())
+    return sorted(found, key=_address_of)
+
+
+def _address_of(finding: Finding) -> int:
+    return finding.address or 0
+
+
+def _about_repeats(located: Located, first: Site, *others: Site) -> Finding:
+    """Several records of one site: harmless, and what `--pin` makes."""
+    key = located.key_of(first)
+    what = "record repeats" if len(others) == 1 else "records repeat"
+    pinned = "a site leaves it when it is" if len(others) == 1 else "sites leave them when they are"
+    message = (
+        f"{len(others):,} {what} record {first.record} of key {key.name if key else 'unknown'}, as {pinned} pinned"
+    )
+    return Finding("duplicate-record", Severity.NOTE, message, first.address)

@@ -1,7 +1,7 @@
 """What the code of one key shall be: the bytes of its trampoline and of each of its sites.
 
 At a site the kernel's own choice is written (arch/x86/kernel/static_call.c, __static_call_transform), so
-that the kernel finds nothing left to do:
+that the kernel finds nothing left to do; nop and xor are those of the kernel in the file (see `Dialect`):
 
                 function            NULL                        __static_call_return0
     call        e8 rel32            0f 1f 44 00 00 (nop)        2e 2e 2e 31 c0 (xor %eax,%eax)
@@ -53,16 +53,17 @@ def site_code(located: Located, site: Site, key: Key, target: Target) -> Code:
 def _call_code(dialect: Dialect, site: Site, key: Key, target: Target) -> Code:
     prefixes = site.code[: site.instruction.opcode]
     if target.kind is TargetKind.NULL and not key.live:
+        if not dialect.nop:
+            raise UnsafeError(
+                f"the call at {site.where} of key {key.name} would become a nop that some processors' kernels reject",
+                code="nop-chosen-at-boot",
+                advice="give another target, or a policy that leaves the call alone",
+            )
         return Code(prefixes + dialect.nop, Form.NOP, None)
-    if target.kind is TargetKind.RET0 and not key.live and _writes_xor(dialect):
+    if target.kind is TargetKind.RET0 and not key.live and dialect.ret0:
         return Code(prefixes + dialect.ret0, Form.RET0, None)
     call = x86.encode_call(site.address + len(prefixes), target.address)
     return Code(prefixes + call, Form.PREFIXED_CALL if prefixes else Form.CALL, target.address)
-
-
-def _writes_xor(dialect: Dialect) -> bool:
-    """Kernels before 5.12 call the function like any other."""
-    return dialect.release is None or dialect.release >= static_call.RET0_FIRST_RELEASE
 
 
 def _tail_code(located: Located, site: Site, key: Key, target: Target) -> Code:

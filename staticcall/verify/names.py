@@ -29,7 +29,10 @@ _OTHER_TYPES = frozenset({3, 4, 6})
 _PREFIXES = tuple(prefix.encode() for prefix in (abi.KEY_PREFIX, abi.TRAMPOLINE_PREFIX, *abi.OLD_TRAMPOLINE_PREFIXES))
 _LANDMARKS = tuple(
     name.encode() + b"\0"
-    for name in (abi.RETURN_THUNK, abi.RETURN0, abi.PLAIN_RETURN, abi.XOR_SYMBOL, abi.TABLE_START, abi.TABLE_STOP)
+    for name in (
+        *(abi.RETURN_THUNK, abi.RETURN0, abi.PLAIN_RETURN, abi.XOR_SYMBOL, abi.BANNER_SYMBOL),
+        *(abi.TABLE_START, abi.TABLE_STOP),
+    )
 )
 
 # Addresses by what follows the prefix in the symbol's name.
@@ -47,8 +50,8 @@ class Pair(NamedTuple):
 class Names(NamedTuple):
     """Linked addresses by meaning.
 
-    `xors` is where a kernel keeps the bytes that it writes for RET0; `table` is the extent that start and stop
-    symbols give, or None.
+    `xors` is where a kernel keeps the bytes that it writes for RET0, `banners` where it keeps its version; `table` is
+    the extent that start and stop symbols give, or None.
     """
 
     pairs: tuple[Pair, ...]
@@ -56,6 +59,7 @@ class Names(NamedTuple):
     return0: frozenset[int]
     returns: frozenset[int]
     xors: frozenset[int]
+    banners: frozenset[int]
     table: tuple[int, int] | None
 
 
@@ -139,15 +143,23 @@ def read_names(source: Source, layout: Layout) -> Names:
     """
     symbols = _read(source, layout)
     found = symbols.search([*_PREFIXES, *_LANDMARKS])
-    thunks, return0, returns, xors, start, stop = (groups.get("", frozenset()) for groups in found[len(_PREFIXES) :])
+    landmarks = (groups.get("", frozenset[int]()) for groups in found[len(_PREFIXES) :])
+    thunks, return0, returns, xors, banners, start, stop = landmarks
     return Names(
         tuple(_pairs(symbols, *found[: len(_PREFIXES)])),
         thunks,
         return0,
         returns,
         xors,
+        banners,
         (min(start), min(stop)) if len(start) == len(stop) == 1 else None,
     )
+
+
+def find_symbols(source: Source, layout: Layout, names: Sequence[str]) -> dict[str, frozenset[int]]:
+    """Return the linked addresses of the symbols with these names, each name that there is; reads the table again."""
+    found = _read(source, layout).search([name.encode() + b"\0" for name in names])
+    return {name: groups[""] for name, groups in zip(names, found, strict=True) if groups}
 
 
 def _pairs(symbols: _Symbols, keys: _Group, trampolines: _Group, *older: _Group) -> Iterator[Pair]:
