@@ -16,7 +16,7 @@ DATA_LITTLE = 1
 EV_CURRENT = 1
 EM_X86_64 = 62
 
-ET_REL, ET_EXEC, ET_DYN = 1, 2, 3
+ET_REL, ET_EXEC, ET_DYN, ET_CORE = 1, 2, 3, 4
 TYPE_NAMES = {ET_REL: "REL", ET_EXEC: "EXEC", ET_DYN: "DYN"}
 
 # e_ident, type, machine, version, entry, phoff, shoff, flags, ehsize, phentsize, phnum, shentsize, shnum, shstrndx
@@ -49,7 +49,7 @@ SHT_NULL, SHT_PROGBITS, SHT_SYMTAB, SHT_STRTAB, SHT_RELA, SHT_NOTE, SHT_NOBITS =
 SHT_REL, SHT_DYNSYM, SHT_GROUP, SHT_SYMTAB_SHNDX = 9, 11, 17, 18
 SHT_LLVM_ADDRSIG, SHT_LLVM_CALL_GRAPH_PROFILE = 0x6FFF4C03, 0x6FFF4C09
 SHF_WRITE, SHF_ALLOC, SHF_EXECINSTR, SHF_INFO_LINK, SHF_GROUP, SHF_TLS = 0x1, 0x2, 0x4, 0x40, 0x200, 0x400
-SHF_GNU_RETAIN = 0x200000
+SHF_COMPRESSED, SHF_GNU_RETAIN = 0x800, 0x200000
 
 PT_LOAD, PT_DYNAMIC, PT_NOTE = 1, 2, 4
 PF_X = 1
@@ -65,6 +65,8 @@ R_X86_64_GOTPCREL, R_X86_64_32, R_X86_64_32S, R_X86_64_PC8 = 9, 10, 11, 15
 R_X86_64_PC64, R_X86_64_GOTPCRELX, R_X86_64_REX_GOTPCRELX = 24, 41, 42
 
 NT_GNU_BUILD_ID = 3
+# Notes of cores, all named CORE: the auxiliary vector, and which files are mapped where.
+NT_AUXV, NT_FILE = 6, 0x46494C45
 
 
 def column(table: bytes | memoryview, code: str, start: int, step: int) -> array[int]:
