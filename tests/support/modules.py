@@ -212,11 +212,15 @@ def unsigned(module: bytes) -> bytes:
 
 
 class Workshop:
-    """Builds the module of `fixtures/module`. One build after the other: they share what the compiler made."""
+    """Builds the module of `fixtures/module`, or of another folder with a module's name.
 
-    def __init__(self, kernel: Development, folder: Path) -> None:
+    One build after the other: they share what the compiler made.
+    """
+
+    def __init__(self, kernel: Development, folder: Path, sources: Path = _SOURCES, module: str = MODULE) -> None:
         self._kernel = kernel
-        self._folder = Path(shutil.copytree(_SOURCES, folder / "module"))
+        self._module = module
+        self._folder = Path(shutil.copytree(sources, folder / "module"))
 
     def build(self, annotator: Annotator, retarget: Sequence[str] = ()) -> Path:
         """Build the module; with the options `retarget` the tool patches the object before kbuild links it.
@@ -236,7 +240,7 @@ class Workshop:
         )
         if done.returncode or "warning:" in done.stderr.lower():
             raise BuildError(f"{shlex.join(command)}\n{done.stdout}{done.stderr}")
-        return Path(shutil.copy(self._folder / f"{MODULE}.ko", self._folder.parent / f"{name}.ko"))
+        return Path(shutil.copy(self._folder / f"{self._module}.ko", self._folder.parent / f"{name}.ko"))
 
     def _script(self, name: str, annotator: Annotator, retarget: Sequence[str]) -> Path:
         tool = shlex.join([sys.executable, "-m", "staticcall"])

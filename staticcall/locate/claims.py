@@ -1,0 +1,339 @@
+"""What other tables of a kernel say of the code where static calls are.
+
+    .altinstructions     s32 code, s32 replacement, u16 cpuid, [u16 flags], u8 length, u8 replacement's length,
+                         [u8 padding]: 14 bytes since 6.3, 12 since 5.13, 13 before
+    .parainstructions    u64 code, u8 type, u8 length, 6 bytes unused; until 6.7
+    __jump_table         s32 code, s32 target, s64 key; vmlinux has __start___jump_table and __stop___jump_table
+    .retpoline_sites     s32 code; also .return_sites (since 5.19) and .call_sites (6.2)
+    .smp_locks           s32 byte of a lock prefix; vmlinux fills it up with zeros
+    __ex_table           s32 code, s32 fixup, s32 data
+    _kprobe_blacklist    u64 function; vmlinux has __start_kprobe_blacklist and __stop_kprobe_blacklist
+
+Each s32 counts from its own address. Sources: arch/x86/include/asm/alternative.h, paravirt_types.h, jump_label.h and
+extable.h, include/asm-generic/kprobes.h, Linux 5.10 to 6.12.
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
+from itertools import compress
+from operator import itemgetter, le, or_
+from typing import Final, NamedTuple
+
+from staticcall.abi import elf64, static_call
+from staticcall.errors import MalformedError
+from staticcall.model.claims import NAMING_ONLY, Claim, Claims, Owner, Unreadable
+from staticcall.model.image import Image
+from staticcall.model.sites import Finding, Located, Severity
+from staticcall.model.symbols import Symbol
+
+# The ends of the tables that have no section of their own in vmlinux.
+_ENDS: Final = {
+    Owner.JUMP_LABELS: ("__start___jump_table", "__stop___jump_table"),
+    Owner.KPROBE_BLACKLIST: ("__start_kprobe_blacklist", "__stop_kprobe_blacklist"),
+}
+# Entries that start with such an s32: how many words of four bytes each has, and the size of what it names.
+_LISTS: Final = {
+    Owner.JUMP_LABELS: (4, 5),
+    Owner.RETPOLINES: (1, 5),
+    Owner.RETURNS: (1, 5),
+    Owner.CALLS: (1, 5),
+    Owner.LOCKS: (1, 1),
+    Owner.EXCEPTIONS: (3, 1),
+}
+_WORD: Final = 4
+# The generations of struct alt_instr: the size of one, and where the two lengths are in it.
+_ALTERNATIVES: Final = ((14, 12), (12, 10), (13, 10))
+_PARAVIRT_SIZE: Final = 16
+_PARAVIRT_LENGTH: Final = 9
+# How a jump label starts that is two bytes long: a short jmp, or the nop 66 90.
+_SHORT_LABELS: Final = frozenset({b"\xeb", b"\x66"})
+# No function of a kernel is longer.
+_MOST_FUNCTION: Final = 1 << 16
+# Lists of places where the kernel does a static call no harm. A report leaves such a list alone where it has more
+# bytes than this: a kernel's would cost it a tenth of its time.
+_HARMLESS: Final = frozenset({Owner.RETURNS, Owner.CALLS})
+_LONG: Final = 1 << 17
+
+# What a finding says of each; what it rests on is in `plan/collisions.py`.
+_FINDINGS: Final = {
+    Owner.ALTERNATIVES: ("overlaps-alternative", "the kernel may replace that code by what suits the processor"),
+    Owner.PARAVIRT: ("overlaps-paravirt", "the kernel replaces that code by what suits the hypervisor"),
+    Owner.JUMP_LABELS: ("overlaps-jump-label", "the kernel stops where it finds no jump or nop of its own"),
+    Owner.RETPOLINES: ("overlaps-retpoline", "the kernel warns where it finds no branch to a retpoline"),
+    Owner.RETURNS: ("overlaps-return", "the kernel warns where it finds no jump to its return thunk"),
+    Owner.CALLS: ("overlaps-call-thunk", "the kernel may lead a call there to the accounting of its target"),
+    Owner.LOCKS: ("overlaps-lock-prefix", "the kernel rewrites that byte if it looks like a lock prefix"),
+    Owner.EXCEPTIONS: ("overlaps-exception", "the kernel survives a fault there"),
+    Owner.KPROBE_BLACKLIST: ("in-kprobe-blacklist", "kprobes leave that function alone, static calls do not"),
+}
+
+
+def locate_claims(image: Image, ranges: Iterable[tuple[int, int]]) -> Claims:
+    """Find what the tables of a kernel, or of a part of one, say of some ranges of its code.
+
+    A range is the linked address of an instruction, or of a trampoline's, and the first one behind it. A table that
+    cannot be read is part of the answer and no error.
+    """
+    sizes = {start: stop - start for start, stop in ranges}
+    return _locate(image, _Places(sizes, sizes.__getitem__), _ends_in(image), thorough=True)
+
+
+def _ends_in(image: Image) -> dict[str, Symbol]:
+    return {symbol.name: symbol for symbol in image.symbols.matching(static_call.CLAIM_STEMS)}
+
+
+def about_claims(image: Image, located: Located, symbols: Mapping[str, Symbol], *, thorough: bool) -> Iterator[Finding]:
+    """One finding for each site and trampoline that another table names too, and for each table out of order.
+
+    `symbols` has those that a table ends at. Unless `thorough`, what is long and harmless is left alone.
+    """
+    addresses = [*located.trampolines, *[site[1] for site in located.sites]]
+    behind = len(located.trampolines)
+
+    @cache
+    def numbers() -> dict[int, int]:
+        return dict(zip(addresses, range(len(addresses)), strict=True))
+
+    def size_at(start: int) -> int:
+        number = numbers()[start] - behind
+        return located.sites[number].instruction.length if number >= 0 else static_call.TRAMPOLINE_SIZE
+
+    places = _Places(addresses, size_at)
+    claims = _locate(image, places, _ends_in(image) if thorough else symbols, thorough=thorough)
+    for owner, address, reason in claims.unreadable:
+        message = f"the table {owner} at {image.where(address)} cannot be read: {reason}"
+        yield Finding("unreadable-table", Severity.WARNING, message, address)
+    named = set()
+    for owner, address, size in claims.found:
+        code, effect = _FINDINGS[owner]
+        severity = Severity.NOTE if owner in NAMING_ONLY else Severity.WARNING
+        for start in places.touching(address, address + size):
+            home = located.trampolines.get(start)
+            # A trampoline of NULL is a return, and the kernel knows it by its signature: __static_call_fixup().
+            normal = home and home.signature and owner is Owner.RETURNS and start == address
+            if not normal and (owner, start) not in named:
+                # Alternatives may be nested, and the same place is then named several times.
+                named.add((owner, start))
+                what = f"trampoline {home.label}" if home else f"the static call at {image.where(start)}"
+                yield Finding(code, severity, f"{owner} names {image.where(address)} in {what}: {effect}", start)
+
+
+def _locate(image: Image, places: _Places, symbols: Mapping[str, Symbol], *, thorough: bool) -> Claims:
+    if not image.kernel or not places.starts:
+        return Claims()
+    code, room = _code_of(image), image.source.size
+    found: list[Claim] = []
+    unreadable: list[Unreadable] = []
+    for owner, start, size in _tables(image, symbols):
+        if not thorough and (owner is Owner.KPROBE_BLACKLIST or (owner in _HARMLESS and size > _LONG)):
+            continue
+        try:
+            room -= size
+            if room < 0:
+                raise MalformedError("all tables together are larger than the file")
+            found += _read(image, _Table(owner, start, image.read_at(start, size)), places, code)
+        except MalformedError as error:
+            unreadable.append(Unreadable(owner, start, error.what))
+    return Claims(tuple(sorted(found, key=itemgetter(1))), tuple(unreadable))
+
+
+# Where the tables are
+
+
+class _Table(NamedTuple):
+    """One table, or a part of it in an object: the linked address of its first byte, and its bytes."""
+
+    owner: Owner
+    start: int
+    data: bytes
+
+
+def _tables(image: Image, symbols: Mapping[str, Symbol]) -> Iterator[tuple[Owner, int, int]]:
+    """Owner, address and size of every table, by its sections or else by the symbols at its ends."""
+    named = set()
+    owners = {str(owner): owner for owner in Owner}
+    for section in image.sections:
+        owner = owners.get(section.name)
+        if owner is not None and section.flags & elf64.SHF_ALLOC and section.size:
+            named.add(owner)
+            yield owner, section.address, section.size
+    for owner, (start, stop) in _ENDS.items():
+        if owner not in named and image.placement is None and start in symbols and stop in symbols:
+            first, last = symbols[start].address, symbols[stop].address
+            if first != last:
+                yield owner, first, last - first
+
+
+def _code_of(image: Image) -> range:
+    """The addresses from the first instruction of the image to its last."""
+    code = [(s.address, s.address + s.size) for s in image.sections if s.executable and s.size]
+    return range(min(start for start, _ in code), max(stop for _, stop in code)) if code else range(1 << 64)
+
+
+# What they say
+
+
+def _read(image: Image, table: _Table, places: _Places, code: range) -> Iterator[Claim]:
+    """The claims of one table that touch a place; raises `MalformedError` for what cannot be such a table."""
+    if table.owner is Owner.ALTERNATIVES:
+        return _alternatives(table, places, code)
+    if table.owner is Owner.PARAVIRT:
+        return _paravirt(table, places, code)
+    if table.owner is Owner.KPROBE_BLACKLIST:
+        return _blacklist(image, table, places, code)
+    return _listed(image, table, places, code)
+
+
+def _listed(image: Image, table: _Table, places: _Places, code: range) -> Iterator[Claim]:
+    owner, start, data = table
+    words, size = _LISTS[owner]
+    step = _WORD * words
+    if owner is Owner.LOCKS:
+        data = data.rstrip(b"\0")
+        data += bytes(-len(data) % _WORD)
+    _check_size(data, step)
+    fields = elf64.column(data, "i", 0, words)
+    blocks = places.numbered(fields, start, step)
+    if not places.within(blocks, code):
+        raise MalformedError("it names places outside of all code")
+    for number in compress(range(len(fields)), map(places.blocks.__contains__, blocks)):
+        address = start + step * number + fields[number]
+        short = owner is Owner.JUMP_LABELS and image.read_at(address, 1) in _SHORT_LABELS
+        extent = 2 if short else size
+        if places.touching(address, address + extent):
+            yield Claim(owner, address, extent)
+
+
+def _alternatives(table: _Table, places: _Places, code: range) -> Iterator[Claim]:
+    """The claims of a table whose layout shows by its sense alone: it has changed twice, also in stable kernels."""
+    start, data = table.start, table.data
+    for step, at in _ALTERNATIVES:
+        lengths, shorter = data[at::step], data[at + 1 :: step]
+        if len(data) % step or 0 in lengths or not all(map(le, shorter, lengths)):
+            continue
+        fields = _column(data, 0, step)
+        blocks = places.numbered(fields, start, step)
+        if places.within(blocks, code) and places.within(
+            places.numbered(_column(data, 4, step), start + 4, step), code
+        ):
+            break
+    else:
+        raise MalformedError("no layout of struct alt_instr makes sense of it")
+    # Most are so short that they start at most one block before a place; the others are few.
+    here, next_ = places.blocks.__contains__, map((1).__add__, blocks)
+    near = map(or_, map(here, blocks), map(here, next_))
+    long = map((1 << _BLOCK_BITS).__lt__, lengths)
+    for number in compress(range(len(fields)), map(or_, long, near)):
+        address = start + step * number + fields[number]
+        if places.touching(address, address + lengths[number]):
+            yield Claim(Owner.ALTERNATIVES, address, lengths[number])
+
+
+def _column(data: bytes, at: int, step: int) -> array[int]:
+    """The s32 `at` bytes from the start of each entry of `step` bytes."""
+    field = bytearray(len(data) // step * _WORD)
+    for byte in range(_WORD):
+        field[byte::_WORD] = data[at + byte :: step]
+    return elf64.column(bytes(field), "i", 0, 1)
+
+
+def _paravirt(table: _Table, places: _Places, code: range) -> Iterator[Claim]:
+    data = table.data
+    if len(data) % _PARAVIRT_SIZE > _PARAVIRT_LENGTH:
+        data += bytes(-len(data) % _PARAVIRT_SIZE)  # entries are aligned, the last one ends with its last field
+    _check_size(data, _PARAVIRT_SIZE)
+    addresses = elf64.column(data, "Q", 0, _PARAVIRT_SIZE // elf64.POINTER_SIZE)
+    lengths = data[_PARAVIRT_LENGTH::_PARAVIRT_SIZE]
+    if addresses and not (min(addresses) in code and max(addresses) in code):
+        raise MalformedError("it names places outside of all code")
+    for address, length in zip(addresses, lengths, strict=True):
+        if (length > 1 << _BLOCK_BITS or places.near(address)) and places.touching(address, address + length):
+            yield Claim(Owner.PARAVIRT, address, length)
+
+
+def _blacklist(image: Image, table: _Table, places: _Places, code: range) -> Iterator[Claim]:
+    _check_size(table.data, elf64.POINTER_SIZE)
+    functions = sorted({address for (address,) in elf64.POINTER.iter_unpack(table.data)})
+    if functions and not (functions[0] in code and functions[-1] in code):
+        raise MalformedError("it names functions outside of all code")
+    for address in sorted(places.owners_among(functions)):
+        # Of several names of a function one may have no size.
+        symbol = image.symbols.containing(address)
+        if symbol is not None and places.touching(address, symbol.address + symbol.size):
+            yield Claim(Owner.KPROBE_BLACKLIST, address, symbol.address + symbol.size - address)
+
+
+def _check_size(data: bytes, entry: int) -> None:
+    if len(data) % entry:
+        raise MalformedError(f"its {len(data)} bytes are no whole number of entries of {entry}")
+
+
+# Which of it matters
+
+_BLOCK_BITS: Final = 4
+_BIAS: Final = 1 << 31
+_NEAR: Final = 1 << 30
+
+
+class _Places:
+    """The places asked about, by the linked addresses at which they start.
+
+    Thousands of places are held against tens of thousands of entries by the blocks of 16 bytes in which they lie,
+    and integers count these for a whole table at once. `blocks` are those in which something starts that touches a
+    place, if it has five bytes or fewer.
+    """
+
+    def __init__(self, starts: Iterable[int], size_at: Callable[[int], int]) -> None:
+        self.starts = sorted(starts)
+        self._size_at = size_at
+        self._offset = _BIAS - (self.starts[0] if self.starts else 0)
+        low, high = self._offset - 4, self._offset + _LONGEST - 1
+        self.blocks = {start + low >> _BLOCK_BITS for start in self.starts}
+        self.blocks.update([start + high >> _BLOCK_BITS for start in self.starts])
+
+    def touching(self, start: int, stop: int) -> list[int]:
+        """Where the places start that have a byte from `start` up to, not including, `stop`."""
+        near = self.starts[bisect_right(self.starts, start - _LONGEST) : bisect_left(self.starts, stop)]
+        return [place for place in dict.fromkeys(near) if place + self._size_at(place) > start]
+
+    def near(self, address: int) -> bool:
+        """Whether something of at most one block that starts at an address may touch a place."""
+        block = address + self._offset >> _BLOCK_BITS
+        return block in self.blocks or block + 1 in self.blocks
+
+    def owners_among(self, functions: Sequence[int]) -> set[int]:
+        """Of the sorted addresses of some functions, those that a place may belong to."""
+        before = ((start, bisect_right(functions, start) - 1) for start in self.starts)
+        return {functions[at] for start, at in before if at >= 0 and start - functions[at] < _MOST_FUNCTION}
+
+    def within(self, blocks: Sequence[int], code: range) -> bool:
+        """Whether no block is off the code."""
+        first, last = (address + self._offset >> _BLOCK_BITS for address in (code.start, code.stop))
+        return not blocks or (first <= min(blocks) and max(blocks) <= last)
+
+    def numbered(self, fields: array[int], place: int, step: int) -> Sequence[int]:
+        """The numbers of the blocks that s32 fields lead to; the first field lies at `place`, the next `step` on."""
+        count, far = len(fields), place + self._offset - _BIAS
+        # As lanes of one integer: with its sign turned an s32 is 2^31 more than it was, and never negative.
+        lanes = int.from_bytes(elf64.little_endian(fields), "little") ^ _lanes(_BIAS, count)
+        near = _lanes(_NEAR, count)
+        if not -_NEAR < far < _NEAR - count * step or (lanes ^ lanes >> 1) & near != near:
+            # A sum could run over into the next lane.
+            return [place + step * number + field + self._offset >> _BLOCK_BITS for number, field in enumerate(fields)]
+        lanes += int.from_bytes(elf64.little_endian(array("I", range(0, count * step, step))), "little")
+        lanes += _lanes(far, count) if far >= 0 else -_lanes(-far, count)
+        lanes = lanes >> _BLOCK_BITS & _lanes((1 << 32 - _BLOCK_BITS) - 1, count)
+        return elf64.column(lanes.to_bytes(_WORD * count, "little"), "I", 0, 1).tolist()
+
+
+# What a place has at most: a trampoline.
+_LONGEST: Final = 8
+
+
+def _lanes(value: int, count: int) -> int:
+    """The same 32 bits many times over."""
+    return int.from_bytes(value.to_bytes(_WORD, "little") * count, "little")
