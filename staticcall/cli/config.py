@@ -5,6 +5,8 @@ line = 64
 bind = true
 key = "tp_func_*"
 force = ["kaslr-slot"]
+force-type = true          # as --force-type
+pin = ["might_resched"]    # as --pin
 
 [set]                      # as --set KEY=TARGET
 pv_sched_clock = "native_sched_clock"
@@ -21,7 +23,7 @@ from staticcall.cli.look import NO_LINE, is_line
 from staticcall.errors import InputError, UsageError
 from staticcall.model.sites import Policy, PolicyName
 from staticcall.pipeline.look import Look
-from staticcall.pipeline.patch import FORCEABLE, Wishes, read_whole
+from staticcall.pipeline.patch import FORCE_TYPE, FORCEABLE, Wishes, read_whole
 
 _TYPES: Mapping[str, type] = {
     "policy": str,
@@ -29,6 +31,8 @@ _TYPES: Mapping[str, type] = {
     "bind": bool,
     "key": str,
     "force": list,
+    "force-type": bool,
+    "pin": list,
     "set": dict,
 }
 
@@ -51,8 +55,10 @@ def read_config(path: Path, look: Look, wishes: Wishes, given: Collection[str]) 
     keys = look.keys if "key" in given else values.get("key")
     asked = {key for key, _ in wishes.sets}
     sets = (*((key, target) for key, target in values.get("set", {}).items() if key not in asked), *wishes.sets)
-    forced = wishes.forced | frozenset(values.get("force", []))
-    return look._replace(policy=policy, keys=keys), Wishes(sets, wishes.bind or values.get("bind", False), keys, forced)
+    forced = wishes.forced | frozenset(values.get("force", [])) | ({FORCE_TYPE} if values.get("force-type") else set())
+    bind = wishes.bind or values.get("bind", False)
+    pins = tuple(dict.fromkeys((*values.get("pin", []), *wishes.pins)))
+    return look._replace(policy=policy, keys=keys), Wishes(sets, bind, keys, forced, pins)
 
 
 def _check(path: Path, values: Mapping[str, Any]) -> None:
@@ -64,6 +70,8 @@ def _check(path: Path, values: Mapping[str, Any]) -> None:
     for key, target in values.get("set", {}).items():
         if not isinstance(target, str):
             raise UsageError(f"sets {key} to something that is no text", path=path)
+    if not all(isinstance(key, str) for key in values.get("pin", [])):
+        raise UsageError("pins something that is no text", path=path)
     for code in values.get("force", []):
         if not isinstance(code, str) or code not in FORCEABLE:
             raise UsageError(f"forces the unknown {code}", path=path, advice=f"known are {', '.join(FORCEABLE)}")

@@ -11,7 +11,7 @@ from staticcall.cli.config import read_config
 from staticcall.cli.options import INPUT_FILE, look_options, quiet_option, verbose_option, version_option
 from staticcall.errors import ExitCode, UsageError
 from staticcall.pipeline.look import Look
-from staticcall.pipeline.patch import FORCEABLE, Outputs, Wishes, describe, output_of, patch_image
+from staticcall.pipeline.patch import FORCE_TYPE, FORCEABLE, Aids, Outputs, Wishes, describe, output_of, patch_image
 
 
 @click.command("patch")
@@ -21,6 +21,7 @@ from staticcall.pipeline.patch import FORCEABLE, Outputs, Wishes, describe, outp
 @click.option("--dry-run", is_flag=True, help="Say what is planned; prove and write nothing.")
 @click.option("--set", "sets", metavar="KEY=TARGET", multiple=True, help="Lead a key to a function, NULL or RET0.")
 @click.option("--bind", is_flag=True, help="Send all sites straight to their key's present target.")
+@click.option("--pin", "pins", metavar="KEY", multiple=True, help="Make the sites that go direct permanent.")
 @click.option("--config", type=INPUT_FILE, help="Read the options above from a TOML file.")
 @click.option("--edits", type=INPUT_FILE, help="Write the undo file that revert takes.")
 @click.option("--report", "report_path", type=INPUT_FILE, help="Write the JSON report of the result.")
@@ -31,6 +32,9 @@ from staticcall.pipeline.patch import FORCEABLE, Outputs, Wishes, describe, outp
     multiple=True,
     help="Do it although: " + "; ".join(f"{code}: {why}" for code, why in FORCEABLE.items()) + ".",
 )
+@click.option("--force-type", is_flag=True, help="Lead a key to a function of another type, NULL or RET0 all the same.")
+@click.option("--vmlinux", type=INPUT_FILE, help="The kernel of a module, for the types of its functions.")
+@click.option("--relocs", type=INPUT_FILE, help="The vmlinux.relocs of a kernel: which pointers move with it.")
 @click.option("--strip-signature", is_flag=True, help="Drop a module's signature, which would no longer hold.")
 @verbose_option
 @quiet_option
@@ -46,7 +50,11 @@ def command(
     config: Path | None,
     edits: Path | None,
     report_path: Path | None,
+    pins: tuple[str, ...],
     forced: tuple[str, ...],
+    force_type: bool,
+    vmlinux: Path | None,
+    relocs: Path | None,
     strip_signature: bool,
     verbose: bool,
     quiet: bool,
@@ -65,13 +73,13 @@ def command(
     """
     if (output is not None) + in_place + dry_run != 1:
         raise UsageError("give one of -o, --in-place and --dry-run")
-    wishes = Wishes(_pairs(sets), bind, look.keys, frozenset(forced))
+    wishes = Wishes(_pairs(sets), bind, look.keys, frozenset(forced) | ({FORCE_TYPE} if force_type else set()), pins)
     if config is not None:
         look, wishes = read_config(config, look, wishes, _given())
-    others = (edits, report_path, config)
+    others = (edits, report_path, config, vmlinux, relocs)
     target = None if dry_run else output_of(file, output, in_place=in_place, others=others)
     outputs = Outputs(target, edits, report_path)
-    patched = patch_image(file, look, wishes, outputs, strip_signature=strip_signature)
+    patched = patch_image(file, look, wishes, outputs, aids=Aids(vmlinux, relocs), strip_signature=strip_signature)
     if not quiet:
         name = click.format_filename(file)
         click.echo(

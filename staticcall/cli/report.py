@@ -9,7 +9,7 @@ from typing import Any
 from staticcall.cli.look import LOOK_OPTIONS, look_of
 from staticcall.cli.outcome import complain, say
 from staticcall.cli.quick import Option
-from staticcall.errors import ExitCode
+from staticcall.errors import ExitCode, UsageError
 from staticcall.model.sites import Severity
 from staticcall.pipeline.batch import Format, Rendered, join, publish, render_files
 
@@ -29,6 +29,7 @@ OPTIONS = (
     ),
     Option(("--output",), "output", "path", "Write to a file instead of standard output."),
     Option(("--scan",), "scan", "flag", "Search the code as well as the table.", default=False),
+    Option(("--edits",), "edits", "path", "The undo file of the patch that made FILE, which knows its pinned sites."),
     Option(("--hash",), "hashed", "flag", "Add each file's SHA-256.", default=False),
     Option(
         ("--fail-on",),
@@ -54,13 +55,17 @@ Examples:
   staticcall report --policy kernel --key 'tp_func_*' -v vmlinux
   staticcall report --format json --output report.json vmlinux
   staticcall report --scan --fail-on warning app libapp.so
+  staticcall report --edits undo.json vmlinux.pinned
 """
 
 
 def run(files: tuple[str, ...], values: dict[str, Any]) -> int:
     """Report; returns the worst exit code of all files."""
-    look = look_of(values)._replace(scan=values["scan"], hashed=values["hashed"])
+    edits = None if values["edits"] is None else Path(values["edits"])
+    look = look_of(values)._replace(scan=values["scan"], hashed=values["hashed"], edits=edits)
     paths = tuple(Path(file) for file in files)
+    if edits is not None and len(paths) > 1:
+        raise UsageError("--edits is for one file, the one that it belongs to")
     form = Format(values["form"])
     codes: list[int] = []
     reports = render_files(paths, look, form, verbose=values["verbose"], jobs=values["jobs"])

@@ -55,4 +55,6 @@ def _addresses(text: str) -> tuple[int, int]:
         start, stop = (int(part, 16) for part in text.split(":"))
     except ValueError:
         raise UsageError(f"--table {text} is not START:STOP", advice="give two addresses in hex") from None
+    if not all(0 <= address < 1 << 64 for address in (start, stop)):
+        raise UsageError(f"--table {text} is not START:STOP", advice="give two addresses in hex")
     return start, stop

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from staticcall.abi import static_call
+from staticcall.locate.claims import about_claims
 from staticcall.locate.dialect import read_dialect
 from staticcall.locate.keys import locate_keys
 from staticcall.locate.placed import sources_of, with_relocated
@@ -26,7 +27,6 @@ def locate(image: Image, *, table: str | None = None, scan: bool = False) -> Loc
     named = {symbol.name: symbol for symbol in reversed(symbols)}
     place = find_table(image, named, table)
     records = read_records(image, place) if place else []
-    dialect = read_dialect(image, named)
     trampolines = locate_trampolines(image, symbols)
     if image.placement is not None:
         records, shown = with_relocated(image.placement, records, symbols)
@@ -35,10 +35,12 @@ def locate(image: Image, *, table: str | None = None, scan: bool = False) -> Loc
         sites = sites_of(image, records)
     # Where a destination has no name, its bytes may still say that it is a trampoline.
     trampolines |= trampolines_behind(image, sites, trampolines)
+    dialect = read_dialect(image, named, trampolines.values())
     keys = locate_keys(image, symbols, records, trampolines, sites)
     if scan:
         from staticcall.locate.scan import scan_code  # noqa: PLC0415 - imports numpy and capstone, 0.2 s
 
         sites = with_scan(sites, scan_code(image, trampolines, sites), keys)
     located = Located(place, sites, keys, trampolines, dialect, ())
-    return located._replace(findings=findings_of(image, located))
+    contested = about_claims(image, located, named, thorough=scan or image.placement is not None)
+    return located._replace(findings=(*findings_of(image, located), *contested))

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from staticcall.abi import elf64, static_call
+from staticcall.abi.x86 import ADDRESS_MASK
 from staticcall.errors import MalformedError, UsageError
 from staticcall.model.image import Image
 from staticcall.model.sites import Table
@@ -55,9 +56,12 @@ def _address(image: Image, text: str) -> int:
     if symbols:
         return symbols[0].address
     try:
-        return int(text, 16)
+        address = int(text, 16)
     except ValueError:
         raise UsageError(f"--table names {text}, which is no symbol", advice="give an address in hex") from None
+    if not 0 <= address <= ADDRESS_MASK:
+        raise UsageError(f"--table names {text}, which is no address", advice="give an address in hex")
+    return address
 
 
 def _checked(image: Image, table: Table) -> Table:

@@ -13,6 +13,7 @@ class EditKind(Word):
     TRAMPOLINE = "trampoline"
     KEY = "key"
     RELOCATION = "relocation"
+    RECORD = "record"
     LAYOUT = "layout"
 
 
@@ -20,7 +21,8 @@ class Edit(NamedTuple):
     """Bytes to replace: the old ones are carried along, so every edit can be checked and undone.
 
     `file_offset` counts in the original, and only the end of an object may change its length. For code, `form` and
-    `destination` say what the new bytes are meant to be, for a decoder that did not write them. `key` is the key's
+    `destination` say what the new bytes are meant to be, for a decoder that did not write them; for a record
+    `destination` is the linked address of the one that it becomes a copy of. `key` is the key's
     name, empty for what belongs to the whole file; `address` is the linked address of the first byte, None in a
     relocatable object.
     """
@@ -40,13 +42,19 @@ class Edit(NamedTuple):
 
 
 class KeyChange(NamedTuple):
-    """One key's transaction: what it led to, what it leads to, and how many of its sites go which way."""
+    """One key's transaction: what it led to, what it leads to, and how many of its sites go which way.
+
+    `pinned` counts the direct ones that lost their records, None where that was not wished for. `types` says
+    what is known of the types of the two targets, empty where nothing needs to be.
+    """
 
     key: Key
     before: Target
     after: Target
     direct: int
     by_trampoline: int
+    pinned: int | None = None
+    types: str = ""
 
 
 class Plan(NamedTuple):
@@ -64,7 +72,8 @@ class Proof(NamedTuple):
     """What the verifier established about an original and a patched file.
 
     Counts are of changed places: `sites` by their form in the patched file, `trampolines`, `keys`
-    (slots, whether in place or by relocation). `compared` is the number of bytes compared.
+    (slots, whether in place or by relocation), `records` of the table that became copies of another one. `compared`
+    is the number of bytes compared.
     """
 
     compared: int
@@ -72,3 +81,4 @@ class Proof(NamedTuple):
     trampolines: int
     keys: int
     changed_keys: tuple[str, ...]
+    records: int = 0

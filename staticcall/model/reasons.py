@@ -7,6 +7,7 @@ from typing import Final
 
 REASONS: Final[Mapping[str, str]] = {
     "already-direct": "the site was patched before and no longer leads to its trampoline",
+    "pinned": "the site has no record any more, so nobody leads it elsewhere",
     "fits-line": "opcode e8, and the instruction lies in one cache line",
     "rel32-fits-line": "opcode e8, and the displacement lies in one cache line",
     "rel32-fits-block": "opcode e8, and the displacement lies in one aligned 8-byte block",

@@ -7,7 +7,10 @@ from staticcall.model.sites import Finding, Key, Located, Policy, Site, Verdict
 
 
 class Summary(NamedTuple):
-    """The counts of one image. `reasons` counts (answer, reason) pairs, `by_key` sites per key address."""
+    """The counts of one image. `reasons` counts (answer, reason) pairs, `by_key` sites per key address.
+
+    `pinned` counts the sites that have no record any more, None where nobody said which they are.
+    """
 
     sites: int
     direct: int
@@ -19,6 +22,7 @@ class Summary(NamedTuple):
     keys: int
     keys_used: int
     by_key: dict[int | None, tuple[int, int]]
+    pinned: int | None = None
 
 
 class ImageReport(NamedTuple):

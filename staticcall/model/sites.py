@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple, Protocol
 
+from staticcall.abi.generations import LATEST, Generation
 from staticcall.model.form import Instruction, Word
 
 
@@ -12,6 +13,7 @@ class Source(Word):
     TABLE = "table"
     RELOCATION = "relocation"
     SCAN = "scan"
+    EDITS = "edits"
 
 
 class Site(NamedTuple):
@@ -143,7 +145,9 @@ class Dialect(NamedTuple):
 
     `return_thunk` is the address of `__x86_return_thunk`, `return0` that of `__static_call_return0`,
     `plain_return` that of `__static_call_return`, `nop_function` that of `__static_call_nop`, None where the image
-    has no such symbol. `release` is the kernel's version.
+    has no such symbol. `release` is the kernel's version, for a `module` or another object that of the kernel that it
+    was built for; `generation` is what that kernel accepts. `nop` is empty where the processor decides, `ret0` where
+    the kernel calls the function like any other.
     """
 
     kernel: bool
@@ -155,6 +159,8 @@ class Dialect(NamedTuple):
     return0: int | None
     plain_return: int | None
     nop_function: int | None = None
+    module: bool = False
+    generation: Generation = LATEST
 
 
 class Severity(Word):

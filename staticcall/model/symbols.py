@@ -68,8 +68,8 @@ class SymbolTable:
         return places
 
     def named(self, name: str) -> list[Symbol]:
-        """Every defined symbol of this name, in table order."""
-        return self._starting_at(set(self._occurrences(name.encode() + b"\0")))
+        """Every defined symbol of this name, in table order; what is no text in a command line stands for its bytes."""
+        return self._starting_at(set(self._occurrences(name.encode(errors="surrogateescape") + b"\0")))
 
     def matching(self, stems: Iterable[tuple[bytes, tuple[int, ...]]]) -> list[Symbol]:
         """Every defined symbol whose name contains one of the stems at one of its offsets, in table order.
@@ -121,14 +121,15 @@ class SymbolTable:
 
     def _numbers_of(self, type_: int) -> Iterator[int]:
         infos = self._table[4 :: elf64.SYMBOL.size]
-        return (number for number, info in enumerate(infos) if info & 0xF == type_)
+        fits = bytes(info & 0xF == type_ for info in range(256))
+        return compress(range(len(infos)), infos.translate(fits))
 
     def containing(self, address: int, type_: int = elf64.STT_FUNC) -> Symbol | None:
         """The function, or the symbol of another type, whose extent covers the address, or None."""
         if type_ not in self._by_type:
             values = elf64.column(self._table, "Q", 1, 3)
-            pairs = sorted((values[number], number) for number in self._numbers_of(type_))
-            self._by_type[type_] = ([value for value, _ in pairs], [number for _, number in pairs])
+            numbers = sorted(self._numbers_of(type_), key=values.__getitem__)
+            self._by_type[type_] = ([values[number] for number in numbers], numbers)
         starts, numbers = self._by_type[type_]
         position = bisect_right(starts, address) - 1
         # Aliases and nested extents (a function's cold part, `__pfx_` symbols) stand next to each other.
@@ -137,6 +138,12 @@ class SymbolTable:
                 if symbol.address <= address < symbol.address + symbol.size:
                     return symbol
         return None
+
+    def sized(self, size: int) -> list[Symbol]:
+        """Every defined variable of this many bytes, in table order."""
+        sizes = elf64.column(self._table, "Q", 2, 3)
+        numbers = compress(range(len(sizes)), map(size.__eq__, sizes))
+        return [symbol for symbol in self._symbols(numbers) if symbol.type == elf64.STT_OBJECT]
 
     def function_names(self) -> list[str]:
         """The names of all defined functions, for suggestions after a misspelt one."""

@@ -1,13 +1,14 @@
 """Many files, one after the other or several at a time; a file that fails does not take the others along."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from enum import StrEnum
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from staticcall.errors import StaticcallError, about
+from staticcall.errors import StaticcallError, UnsupportedError, about
+from staticcall.model.change import Edit, EditKind
 from staticcall.model.report import ImageReport
 from staticcall.model.sites import Policy, Severity
 from staticcall.pipeline.look import Look, archive_at, report_image, report_members
@@ -43,6 +44,8 @@ def render_files(
 def _render_file(path: Path, *, look: Look, form: Format, verbose: bool) -> Rendered:
     try:
         if archive_at(path):
+            if look.edits is not None:
+                raise UnsupportedError("is an archive, and has no undo file", path=path, advice="extract the member")
             return _render_members(path, look, form, verbose=verbose)
         with report_image(path, look) as report:
             severities = frozenset(finding.severity for finding in report.findings)
@@ -71,9 +74,10 @@ def _pieces(report: ImageReport, form: Format, *, verbose: bool) -> Iterator[str
     return pieces if form is Format.JSON else chain((piece.replace("\n", "") for piece in pieces), "\n")
 
 
-def document_of(path: Path, look: Look, name: Path) -> list[str]:
-    """The JSON report of one file under another name, as a whole document in pieces."""
-    with report_image(path, look, name) as report:
+def document_of(path: Path, look: Look, name: Path, edits: Sequence[Edit]) -> list[str]:
+    """The JSON report of one file that these edits made, under another name, as a whole document in pieces."""
+    pins = any(edit.kind is EditKind.RECORD for edit in edits)
+    with report_image(path, look, name, edits if pins else None) as report:
         return list(join(["".join(_pieces(report, Format.JSON, verbose=False))], Format.JSON, look.policy))
 
 

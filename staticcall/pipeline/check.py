@@ -80,7 +80,14 @@ def _joined(one: Proof, other: Proof) -> Proof:
     """The proof of an archive, from those of its members; every byte was compared once."""
     sites = {form: one.sites.get(form, 0) + other.sites.get(form, 0) for form in {*one.sites, *other.sites}}
     keys = tuple(sorted({*one.changed_keys, *other.changed_keys}))
-    return Proof(one.compared, sites, one.trampolines + other.trampolines, one.keys + other.keys, keys)
+    return Proof(
+        one.compared,
+        sites,
+        one.trampolines + other.trampolines,
+        one.keys + other.keys,
+        keys,
+        one.records + other.records,
+    )
 
 
 def describe(proof: Proof, *, verbose: bool = False) -> str:

@@ -2,29 +2,41 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from staticcall.errors import StaticcallError, UnsupportedError, printable
+from staticcall.errors import OutputError, StaticcallError, UnsupportedError, printable
 from staticcall.locate.linked import locate
 from staticcall.model.change import Plan, Proof
 from staticcall.model.image import Image
 from staticcall.pipeline.batch import document_of
+from staticcall.pipeline.evidence import NO_AIDS, Aids, evidence_of
 from staticcall.pipeline.look import Look, archive_at, judge_for
-from staticcall.pipeline.outputs import Outputs, stage_texts
+from staticcall.pipeline.outputs import Original, Outputs, stage_texts
 from staticcall.pipeline.retarget import refuse_signed, retarget_object
 from staticcall.plan.planner import make_plan, require_wish
 from staticcall.plan.safety import FORCEABLE
+from staticcall.plan.types import FORCE_TYPE
 from staticcall.plan.wishes import Wishes
-from staticcall.read.btf import functions_returning
-from staticcall.read.image import open_image
+from staticcall.read.image import open_original
 from staticcall.read.source import read_whole, sha256_of
 from staticcall.report.text import render_plan, render_proof
 from staticcall.write.files import followed, refuse_collisions, refuse_input_as_output
 from staticcall.write.stage import stage
+from staticcall.write.together import publish_together
 
-__all__ = ["FORCEABLE", "Outputs", "Patched", "Wishes", "describe", "output_of", "patch_image", "read_whole"]
+__all__ = [
+    "FORCEABLE",
+    "FORCE_TYPE",
+    "Aids",
+    "Outputs",
+    "Patched",
+    "Wishes",
+    "describe",
+    "output_of",
+    "patch_image",
+    "read_whole",
+]
 
 
 class Patched(NamedTuple):
@@ -34,7 +46,9 @@ class Patched(NamedTuple):
     proof: Proof | None
 
 
-def patch_image(path: Path, look: Look, wishes: Wishes, outputs: Outputs, *, strip_signature: bool = False) -> Patched:
+def patch_image(
+    path: Path, look: Look, wishes: Wishes, outputs: Outputs, *, aids: Aids = NO_AIDS, strip_signature: bool = False
+) -> Patched:
     """Rewrite one file, or only plan it where there is no output.
 
     The output may be `path` itself, which is then replaced. A module's signature is only dropped with
@@ -44,48 +58,67 @@ def patch_image(path: Path, look: Look, wishes: Wishes, outputs: Outputs, *, str
     require_wish(wishes)
     if archive_at(path):
         raise UnsupportedError("is an archive", path=path, advice="extract the member, patch it, and put it back")
-    with open_image(path) as image:
+    with open_original(path) as (image, check_unchanged), _blaming_changes(check_unchanged):
         refuse_signed(image, strip_signature=strip_signature)
+        original = Original(path, image, check_unchanged)
         if image.placement is not None:
-            plan, _ = _plan(image, look, wishes)
-            return Patched(*retarget_object(path, image, plan, look, outputs, strip_signature=strip_signature))
+            plan, _ = _plan(image, look, wishes, aids)
+            done = Patched(*retarget_object(original, plan, look, outputs, strip_signature=strip_signature))
+        elif outputs.output is not None:
+            done = _patch_linked(original, look, wishes, outputs, outputs.output, aids)
+        else:
+            done = Patched(_plan(image, look, wishes, aids)[0], None)
         if outputs.output is None:
-            return Patched(_plan(image, look, wishes)[0], None)
-        return _patch_linked(path, image, look, wishes, outputs, outputs.output)
+            check_unchanged()
+        return done
 
 
-def _patch_linked(path: Path, image: Image, look: Look, wishes: Wishes, outputs: Outputs, output: Path) -> Patched:
+@contextmanager
+def _blaming_changes(check_unchanged: Callable[[], None]) -> Iterator[None]:
+    """Where a file makes no sense because it was changed while it was read, say that."""
+    try:
+        yield
+    except OutputError:
+        raise
+    except StaticcallError:
+        check_unchanged()
+        raise
+
+
+def _patch_linked(
+    original: Original, look: Look, wishes: Wishes, outputs: Outputs, output: Path, aids: Aids
+) -> Patched:
     from staticcall.verify.proof import prove  # noqa: PLC0415 - a plan alone needs neither decoder nor reader
 
+    path = original.path
+
     def document() -> list[str]:
+        staged.flush()  # on a server a file may change its times while it goes to the disk
         with _named_instead_of(output, path):
-            return document_of(staged.path, look._replace(keys=None), name=output)
+            return document_of(staged.path, look._replace(keys=None), output, plan.edits)
 
     with stage(path, output) as staged:
         # While the file is being copied there is time to think.
-        plan, table = _plan(image, look, wishes)
+        plan, table = _plan(original.image, look, wishes, aids)
         # The edits are sorted and disjoint, and each carries the bytes that it replaces.
         staged.apply(plan.edits)
         # The staged file is complete, has a temporary name, and is on its way to the disk.
         with _named_instead_of(staged.path, path):
             proof = prove(path, staged.path, plan.edits, table=table, allowed=wishes.forced)
         # Another reader and another decoder found the plan, the whole plan and nothing but the plan.
-        image.source.check_unchanged()
         with ExitStack() as texts:
             ready = stage_texts(texts, outputs, plan, lambda: (sha256_of(path), sha256_of(staged.path)), document)
             staged.flush()
             # All is on the disk and only lacks its name. The undo file comes first: never a patched file
             # without the way back.
-            for publish in ready:
-                publish()
-            staged.publish()
+            publish_together(output, ready, staged.publish, original.check_unchanged)
     return Patched(plan, proof)
 
 
-def _plan(image: Image, look: Look, wishes: Wishes) -> tuple[Plan, tuple[int, int] | None]:
+def _plan(image: Image, look: Look, wishes: Wishes, aids: Aids) -> tuple[Plan, tuple[int, int] | None]:
     """The plan, and where the table is if the user had to say so."""
     located = locate(image, table=look.table)
-    plan = make_plan(image, located, wishes, judge_for(located, look.policy), _returns_value(image))
+    plan = make_plan(image, located, wishes, judge_for(located, look.policy), evidence_of(image, aids))
     return plan, (located.table.start, located.table.stop) if look.table and located.table else None
 
 
@@ -115,14 +148,3 @@ def output_of(path: Path, output: Path | None, *, in_place: bool, others: tuple[
         refuse_collisions((path, *others))
     refuse_collisions((target, *others))
     return target
-
-
-def _returns_value(image: Image) -> Callable[[str], bool | None]:
-    """Whether a function returns a value by the image's type data; asked for seldom, so read on demand."""
-
-    @cache
-    def known() -> dict[str, bool]:
-        # A module's type data goes on from that of its kernel, which is another file.
-        return functions_returning(image) if image.placement is None else {}
-
-    return lambda name: known().get(name)

@@ -10,10 +10,11 @@ from staticcall.model.change import Plan, Proof
 from staticcall.model.image import Image
 from staticcall.pipeline.batch import document_of
 from staticcall.pipeline.look import Look
-from staticcall.pipeline.outputs import Outputs, stage_texts
+from staticcall.pipeline.outputs import Original, Outputs, stage_texts
 from staticcall.plan.relocate import layout_edits, relocate
 from staticcall.read.source import sha256_of_bytes
 from staticcall.write.object import rewrite_object
+from staticcall.write.together import publish_together
 from staticcall.write.whole import stage_whole
 
 
@@ -28,12 +29,13 @@ def refuse_signed(image: Image, *, strip_signature: bool) -> None:
 
 
 def retarget_object(
-    path: Path, image: Image, plan: Plan, look: Look, outputs: Outputs, *, strip_signature: bool
+    original: Original, plan: Plan, look: Look, outputs: Outputs, *, strip_signature: bool
 ) -> tuple[Plan, Proof | None]:
     """Write an object with a plan's changes, proved before it appears, or without an output only plan that.
 
     Gives the plan with the edits that make the new bytes of the old. Raises as `patch_image` does.
     """
+    path, image = original.path, original.image
     assert image.placement is not None, "only objects have relocations to edit"
     file = image.placement.file
     stripped = strip_signature and file.signed
@@ -49,19 +51,21 @@ def retarget_object(
     with about(path):
         proof = prove_retarget(file.data, result, plan.edits, stripped_signature=stripped)
     # Another reader found the plan, the whole plan and nothing but the plan.
-    _publish(path, outputs.output, plan, file.data, result, look, outputs)
+    _publish(original, outputs.output, plan, file.data, result, look, outputs)
     return plan, proof
 
 
-def _publish(path: Path, output: Path, plan: Plan, before: bytes, after: bytes, look: Look, outputs: Outputs) -> None:
+def _publish(
+    original: Original, output: Path, plan: Plan, before: bytes, after: bytes, look: Look, outputs: Outputs
+) -> None:
     from staticcall.verify.objects.read_back import reads_back  # noqa: PLC0415 - only where something is written
 
-    with stage_whole(path, output, after) as (temporary, publish), ExitStack() as texts:
+    with stage_whole(original.path, output, after) as (temporary, publish), ExitStack() as texts:
         staged = Path(temporary)
         try:
             reads_back(staged)
         except StaticcallError as error:
-            error.path = path  # the temporary file will be gone
+            error.path = original.path  # the temporary file will be gone
             raise
         # A library that shares nothing with any of this reads the same relocations.
         ready = stage_texts(
@@ -69,9 +73,7 @@ def _publish(path: Path, output: Path, plan: Plan, before: bytes, after: bytes, 
             outputs,
             plan,
             lambda: (sha256_of_bytes(before), sha256_of_bytes(after)),
-            lambda: document_of(staged, look._replace(keys=None), name=output),
+            lambda: document_of(staged, look._replace(keys=None), output, plan.edits),
         )
         # The undo file comes first: never a patched file without the way back.
-        for one in ready:
-            one()
-        publish()
+        publish_together(output, ready, publish, original.check_unchanged)

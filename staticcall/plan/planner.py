@@ -1,19 +1,79 @@
 """The whole file's plan: wishes in, every key's transaction, one sorted list of disjoint edits out."""
 
-from __future__ import annotations
-
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 from staticcall.errors import UnsafeError, UsageError
-from staticcall.model.change import Edit, KeyChange, Plan
+from staticcall.model.change import Edit, EditKind, KeyChange, Plan
+from staticcall.model.evidence import Evidence
 from staticcall.model.image import Image
 from staticcall.model.select import select_keys
 from staticcall.model.sites import Answer, Judge, Key, Located, Site, Target, TargetKind
-from staticcall.plan.safety import check_change, refuse_contested, refuse_damaged, refuse_unversioned, replaceable
-from staticcall.plan.transaction import Judged, key_edits, refuse_orphans, site_edits, summarize
-from staticcall.plan.wishes import Wishes, resolve_sets
+from staticcall.plan.collisions import refuse_rewritten
+from staticcall.plan.pin import Pin, count, pin_edits, pins_of, places, refuse_unpinnable
+from staticcall.plan.safety import (
+    check_change,
+    refuse_contested,
+    refuse_damaged,
+    refuse_freed,
+    refuse_unversioned,
+    replaceable,
+)
+from staticcall.plan.transaction import key_edits, refuse_orphans, site_edits, summarize
+from staticcall.plan.types import check_types
+from staticcall.plan.wishes import Wishes, resolve_pins, resolve_sets
+
+
+class _Step(NamedTuple):
+    """What is done to one key: its transaction, the edits, and the sites that are pinned."""
+
+    change: KeyChange
+    edits: Sequence[Edit]
+    pins: Sequence[Pin] = ()
+
+
+class _Planner(NamedTuple):
+    """What every step is planned with; `forced` are dangers that somebody answers for."""
+
+    image: Image
+    located: Located
+    judge: Judge
+    evidence: Evidence
+    forced: frozenset[str]
+
+    def set(self, key: Key, sites: Sequence[Site], present: Target, target: Target, *, pinned: bool) -> _Step:
+        """Lead a key elsewhere, and its sites with it, for good if they are to be pinned."""
+        image, located = self.image, self.located
+        check_change(image, located, key, sites, present, target, self.evidence.moves, forced=self.forced)
+        # Last, because type data takes longest to read.
+        types = check_types(image, key, sites, present, target, self.evidence, self.forced, lasting=pinned)
+        judged = list(zip(sites, self.judge(sites, target.kind), strict=True))
+        refuse_orphans(key, judged, present, target)
+        offset = image.offset_of(key.trampoline.address) if key.trampoline else None
+        edits = [*site_edits(located, key, judged, target), *key_edits(located, key, target, offset)]
+        change = summarize(key, present, target, judged)._replace(types=types)
+        if not pinned:
+            return _Step(change, edits)
+        pins = pins_of(located, key, judged, target)
+        return _Step(change._replace(pinned=count(pins)), edits, pins)
+
+    def pin(self, key: Key, sites: Sequence[Site], target: Target) -> _Step:
+        """Send a key's sites straight to where the key leads already, for good."""
+        image, located = self.image, self.located
+        judged = list(zip(sites, self.judge(sites), strict=True))
+        refuse_unpinnable(image, located, key, judged)
+        pins = pins_of(located, key, judged, target)
+        change = summarize(key, target, target, judged)._replace(pinned=count(pins))
+        if not pins:
+            return _Step(change, ())
+        own = [pin.site for pin in pins]
+        refuse_freed(image, key, own, target, self.forced)
+        types = check_types(image, key, own, target, target, self.evidence, self.forced, lasting=True)
+        fixed = {site.address for site in own}
+        edits = site_edits(located, key, (pair for pair in judged if pair[0].address in fixed), target)
+        return _Step(change._replace(types=types), edits, pins)
 
 
 def make_plan(
@@ -21,7 +81,7 @@ def make_plan(
     located: Located,
     wishes: Wishes,
     judge: Judge,
-    returns_value: Callable[[str], bool | None],
+    evidence: Evidence,
 ) -> Plan:
     """Plan all that is wished for; the edits are sorted by file offset, disjoint, and change something.
 
@@ -33,39 +93,33 @@ def make_plan(
         if site.key is not None and site.record is not None:
             by_key[site.key].append(site)
     targets, unknown = resolve_sets(image, located, wishes)
+    pinned = {key.address: key for key in resolve_pins(image, located, wishes)}
     refuse_unversioned(image, unknown, wishes.forced)
-    names = image.names_at(located.keys[address].slot.value for address in targets)
-    edits: list[Edit] = []
-    changes: list[KeyChange] = []
-    for address, target in targets.items():
-        key = located.keys[address]
-        sites = by_key[address]
-        present = located.target_of(key, names)
-        check_change(image, located, key, sites, present, target, returns_value=returns_value, forced=wishes.forced)
-        judged = list(zip(sites, judge(sites, target.kind), strict=True))
-        refuse_orphans(key, judged, present, target)
-        own = _set_edits(image, located, key, judged, target)
-        edits += own
-        changes.append(summarize(key, present, target, judged))
+    chosen = {address: located.keys[address] for address in (*targets, *pinned)}
+    names = image.names_at(key.slot.value for key in chosen.values())
+    planner = _Planner(image, located, judge, evidence, wishes.forced)
+    steps: list[_Step] = []
+    for address, key in chosen.items():
+        sites, present = by_key[address], located.target_of(key, names)
+        if address in targets:
+            steps.append(planner.set(key, sites, present, targets[address], pinned=address in pinned))
+        else:
+            steps.append(planner.pin(key, sites, present))
     if wishes.bind:
-        selected = select_keys(located.keys.values(), wishes.keys)
-        for change, own in _bindings(
-            image, located, [key for key in selected if key.address not in targets], by_key, judge
-        ):
-            edits += own
-            changes.append(change)
+        others = [key for key in select_keys(located.keys.values(), wishes.keys) if key.address not in chosen]
+        steps += _bindings(image, located, others, by_key, judge)
+    pins = [pin for step in steps for pin in step.pins]
+    edits = [edit for step in steps for edit in step.edits] + pin_edits(image, located, pins)
     refuse_contested(located.sites, edits)
-    return Plan(disjoint(edits), tuple(changes), unknown)
-
-
-def _set_edits(image: Image, located: Located, key: Key, judged: Sequence[Judged], target: Target) -> list[Edit]:
-    offset = image.offset_of(key.trampoline.address) if key.trampoline else None
-    return [*site_edits(located, key, judged, target), *key_edits(located, key, target, offset)]
+    code = [*(edit for edit in edits if edit.kind in (EditKind.SITE, EditKind.TRAMPOLINE)), *places(pins)]
+    if image.kernel and code:
+        refuse_rewritten(image, code, evidence.claims, wishes.forced)
+    return Plan(disjoint(edits), tuple(step.change for step in steps), unknown)
 
 
 def _bindings(
     image: Image, located: Located, keys: Sequence[Key], by_key: Mapping[int, Sequence[Site]], judge: Judge
-) -> Iterator[tuple[KeyChange, list[Edit]]]:
+) -> Iterator[_Step]:
     """Send each key's sites straight to where the key leads already; its slot and trampoline stay."""
     incoherent = {finding.address for finding in located.findings if finding.code == "incoherent-key"}
     # Only the dynamic linker knows where a RUNTIME target is; the trampoline reads or jumps there.
@@ -86,7 +140,7 @@ def _bindings(
                 code="incoherent-key",
                 advice=f"say which with --set {key.name}=...",
             )
-        yield summarize(key, target, target, judged), edits
+        yield _Step(summarize(key, target, target, judged), edits)
 
 
 def disjoint(edits: Iterable[Edit]) -> tuple[Edit, ...]:
@@ -104,5 +158,5 @@ def disjoint(edits: Iterable[Edit]) -> tuple[Edit, ...]:
 
 def require_wish(wishes: Wishes) -> None:
     """Raise `UsageError` where nothing was asked for."""
-    if not wishes.sets and not wishes.bind:
-        raise UsageError("nothing to patch", advice="give --set KEY=TARGET or --bind")
+    if not wishes.sets and not wishes.bind and not wishes.pins:
+        raise UsageError("nothing to patch", advice="give --set KEY=TARGET, --bind or --pin KEY")

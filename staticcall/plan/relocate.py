@@ -6,6 +6,7 @@ the object has instead of addresses:
     call, jmp or jcc        the opcode, a displacement of zeros, R_X86_64_PLT32 or PC32 to the target, addend -4
     nop, xor, ret           the bytes, and R_X86_64_NONE where a relocation was
     func of a key           eight zero bytes, and R_X86_64_64 to the target; R_X86_64_NONE for NULL
+    record of a pinned site the symbols and addends of the two relocations of the donor's record
 
 A relocation that is missing is added at the end of its section. Under a relocation there are zeros: the kernel's
 module loader insists on that (arch/x86/kernel/module.c, __write_relocate_add()).
@@ -28,6 +29,7 @@ from staticcall.plan.wishes import UNKNOWN_ROOM
 
 _PLT_TYPES: Final = frozenset({elf64.R_X86_64_PLT32})
 _BRANCH_TYPES: Final = _PLT_TYPES | {elf64.R_X86_64_PC32}
+_HALF_RECORD: Final = static_call.RECORD_SIZE // 2
 _DAMAGED: Final = "the object is damaged"
 _NO_TYPES: Final = frozenset({elf64.STT_SECTION, elf64.STT_FILE, elf64.STT_TLS})
 
@@ -65,12 +67,16 @@ def relocate(image: Image, plan: Plan, *, strip_signature: bool) -> tuple[Rewrit
     file = image.placement.file
     slots = [_slot(image, change) for change in plan.changes]
     resolve = _Resolver(image.placement, plan.undefined, _named(image, plan.changes, slots))
-    wanted = [_wanted(image, edit, resolve) for edit in plan.edits]
+    wanted = [_wanted(image, edit, resolve) for edit in plan.edits if edit.kind is not EditKind.RECORD]
+    records = [(edit.key, _fields(image, edit)) for edit in plan.edits if edit.kind is EditKind.RECORD]
     _check_defined(image.placement, {edit.key for edit in plan.edits})
-    tables, entries = _entries(image.placement, [*((one.section, one.field) for one in wanted), *slots])
+    fields = [place for _, pairs in records for pair in pairs for place in pair]
+    tables, entries = _entries(image.placement, [*((one.section, one.field) for one in wanted), *slots, *fields])
     for section, field in slots:
         _check_slot(section, field, entries.get((section.number, field)))
-    edits: list[Edit] = []
+    copies = (_copied(entries, key, *pair) for key, pairs in records for pair in pairs)
+    # A donor of the same key differs in its site alone.
+    edits = [edit for edit in copies if edit.new != edit.old]
     added: dict[int, list[bytes]] = defaultdict(list)
     for one in wanted:
         edits += _code_edits(image.placement, one)
@@ -101,6 +107,35 @@ def relocate(image: Image, plan: Plan, *, strip_signature: bool) -> tuple[Rewrit
         ),
         tuple(edits),
     )
+
+
+# One of the two fields of a record: its section and the offset there.
+_Field = tuple[Section, int]
+
+
+def _fields(image: Image, edit: Edit) -> tuple[tuple[_Field, _Field], tuple[_Field, _Field]]:
+    """The two fields of a record that changes, each with that of the record which it becomes a copy of."""
+    assert edit.address is not None, "a placed object has addresses"
+    assert edit.destination is not None, "a record becomes a copy of another one"
+    places: list[_Field] = []
+    for address in (edit.address, edit.destination):
+        section = image.section_at(address)
+        assert section is not None, "the records were read from sections"
+        places += [(section, address - section.address), (section, address - section.address + _HALF_RECORD)]
+    site, key, donors_site, donors_key = places
+    return (site, donors_site), (key, donors_key)
+
+
+def _copied(entries: Mapping[tuple[int, int], _Entry], key: str, own: _Field, donor: _Field) -> Edit:
+    """The edit of one field's relocation; as the field is relative to itself, its symbol and addend say all."""
+    to_own, to_donor = (entries.get((section.number, at)) for section, at in (own, donor))
+    if to_own is None or to_donor is None:
+        section, at = own if to_own is None else donor
+        raise MalformedError(f"no relocation for the record at {section.name}+{at:#x}", advice=_DAMAGED)
+    place, _, _ = elf64.RELA.unpack(to_own.content)
+    _, info, addend = elf64.RELA.unpack(to_donor.content)
+    new = elf64.RELA.pack(place, info, addend)
+    return Edit(to_own.file_offset, to_own.content, new, EditKind.RECORD, key, None)
 
 
 def layout_edits(before: bytes, after: bytes | bytearray, end: int) -> Iterable[Edit]:

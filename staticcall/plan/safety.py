@@ -14,12 +14,15 @@ from staticcall.errors import UnsafeError
 from staticcall.model.change import Edit, EditKind
 from staticcall.model.form import Form
 from staticcall.model.image import Image
+from staticcall.model.moves import Moves
 from staticcall.model.sites import Key, Located, Site, Target, TargetKind, TrampolineForm
+from staticcall.plan.slots import kernel_slot_danger, program_slot_danger
 
 FORCEABLE: Final[dict[str, str]] = {
     "kaslr-slot": "the kernel is always loaded where it is linked (nokaslr), so a pointer needs no relocation",
     "null-returns-value": "no caller uses the result of a call that becomes a nop",
     "unversioned-import": "the kernel loads modules whose imports it has no version of",
+    "unreadable-table": "no damaged table of the kernel names code that is patched",
     "target-in-init": "the key is never used after the kernel freed its init memory",
 }
 
@@ -29,7 +32,7 @@ _TAILS: Final = frozenset({Form.TAIL_JMP, Form.JCC, Form.SHORT_JMP, Form.RET})
 # What modpost writes: the version of every import.
 _VERSIONS: Final = "__versions"
 # Sections that a kernel frees after boot.
-_INIT_SECTIONS: Final = (".init.", ".exit.")
+INIT_SECTIONS: Final = (".init.", ".exit.")
 
 
 def check_change(
@@ -39,15 +42,14 @@ def check_change(
     sites: Sequence[Site],
     present: Target,
     target: Target,
+    moves: Callable[[], Moves],
     *,
-    returns_value: Callable[[str], bool | None],
     forced: frozenset[str],
 ) -> None:
-    """Raise `UnsafeError` if leading a key to another target would crash later."""
+    """Raise `UnsafeError` if leading a key to another target would crash later, whatever their types are."""
     checks = (
-        _slot_cannot_be_written(image, key, present, target),
+        _slot_cannot_be_written(image, key, present, target, moves),
         _null_would_be_called(image, key, sites, present, target),
-        _caller_wants_a_value(image, key, sites, present, target, returns_value),
         _target_is_freed(image, key, sites, target),
         _site_is_damaged(located, key, sites),
     )
@@ -56,7 +58,16 @@ def check_change(
             raise danger
 
 
-def _slot_cannot_be_written(image: Image, key: Key, present: Target, target: Target) -> UnsafeError | None:
+def refuse_freed(image: Image, key: Key, sites: Sequence[Site], target: Target, forced: frozenset[str]) -> None:
+    """Raise `UnsafeError` where sites would go on calling a function after it is freed."""
+    danger = _target_is_freed(image, key, sites, target)
+    if danger is not None and danger.code not in forced:
+        raise danger
+
+
+def _slot_cannot_be_written(
+    image: Image, key: Key, present: Target, target: Target, moves: Callable[[], Moves]
+) -> UnsafeError | None:
     slot = key.slot
     if slot.elsewhere:
         return UnsafeError(
@@ -92,17 +103,11 @@ def _slot_cannot_be_written(image: Image, key: Key, present: Target, target: Tar
             code="slot-not-in-file",
             advice="initialise the key and build again",
         )
-    if bool(present.address) == bool(target.address) or not (image.kernel or image.position_independent):
-        return None
     if image.placement is not None:
         return None  # its relocations are what is edited
-    if target.address:
-        what = f"key {key.name} is NULL, so nothing relocates its slot and a function's address there stays unrelocated"
-    else:
-        what = f"key {key.name} is not NULL, so its slot is relocated and NULL there becomes the load address"
     if image.kernel:
-        return UnsafeError(what, code="kaslr-slot", advice="--force kaslr-slot if this kernel never moves")
-    return UnsafeError(what, code="slot-relocation", advice="choose the initial target in the source")
+        return kernel_slot_danger(key, present, target, moves())
+    return program_slot_danger(image, key, present, target)
 
 
 def replaceable(image: Image, keys: Iterable[Key]) -> frozenset[int]:
@@ -147,33 +152,12 @@ def _reads(site: Site, key: Key) -> bool:
     return site.instruction.slot == key.address
 
 
-def _caller_wants_a_value(
-    image: Image,
-    key: Key,
-    sites: Sequence[Site],
-    present: Target,
-    target: Target,
-    returns_value: Callable[[str], bool | None],
-) -> UnsafeError | None:
-    if target.kind is not TargetKind.NULL or present.kind is TargetKind.NULL or not (sites or image.kernel):
-        return None
-    answer = returns_value(present.name)
-    if answer is False:
-        return None
-    reason = "returns a value" if answer else "may return a value, no type data says otherwise"
-    return UnsafeError(
-        f"{present.name}, the target of key {key.name}, {reason}, and NULL would leave its callers with none",
-        code="null-returns-value",
-        advice="name a function that does nothing, or --force null-returns-value",
-    )
-
-
 def _target_is_freed(image: Image, key: Key, sites: Sequence[Site], target: Target) -> UnsafeError | None:
     section = image.section_at(target.address) if image.kernel and target.address else None
-    if section is None or not section.name.startswith(_INIT_SECTIONS):
+    if section is None or not section.name.startswith(INIT_SECTIONS):
         return None
     # A key of a kernel that has no site here is there for modules.
-    if sites and all(site.section.startswith(_INIT_SECTIONS) for site in sites):
+    if sites and all(site.section.startswith(INIT_SECTIONS) for site in sites):
         return None
     return UnsafeError(
         f"{target.name} lies in {section.name}, which is gone when all is started, and key {key.name} is used later",
@@ -226,13 +210,19 @@ def refuse_unversioned(image: Image, imports: Sequence[str], forced: frozenset[s
         )
 
 
-def refuse_contested(sites: Iterable[Site], edits: Iterable[Edit]) -> None:
-    """Raise `UnsafeError` for an edit where two different records overlap: what suits one breaks the other."""
+def contested_records(sites: Iterable[Site]) -> dict[int, tuple[Site, Site]]:
+    """The addresses of instructions that two different records overlap at, each with the sites of these records."""
     contested: dict[int, tuple[Site, Site]] = {}
     for before, after in pairwise(site for site in sites if site.record is not None):
         same = (before.address, before.key, before.flags) == (after.address, after.key, after.flags)
         if before.address + before.instruction.length > after.address and not same:
             contested |= dict.fromkeys((before.address, after.address), (before, after))
+    return contested
+
+
+def refuse_contested(sites: Iterable[Site], edits: Iterable[Edit]) -> None:
+    """Raise `UnsafeError` for an edit where two different records overlap: what suits one breaks the other."""
+    contested = contested_records(sites)
     for edit in edits:
         if edit.kind is EditKind.SITE and edit.address in contested:
             first, second = contested[edit.address]

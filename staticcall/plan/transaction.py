@@ -74,7 +74,8 @@ def key_edits(located: Located, key: Key, target: Target, offset_of_trampoline: 
 
 def summarize(key: Key, before: Target, after: Target, judged: Iterable[Judged]) -> KeyChange:
     """Count a transaction."""
-    answers = [verdict.answer for _, verdict in judged]
+    # A record may be there more than once, where other sites were pinned.
+    answers = list({site.address: verdict.answer for site, verdict in judged}.values())
     direct = answers.count(Answer.DIRECT)
     return KeyChange(key, before, after, direct, len(answers) - direct)
 

@@ -22,12 +22,16 @@ UNKNOWN_ROOM = 16
 
 
 class Wishes(NamedTuple):
-    """`sets` pairs a key's name with a target's; `bind` patches all that is left; `keys` is a glob on names."""
+    """`sets` pairs a key's name with a target's; `bind` patches all that is left; `keys` is a glob on names.
+
+    `pins` names keys whose direct sites stay where they lead for ever.
+    """
 
     sets: tuple[tuple[str, str], ...] = ()
     bind: bool = False
     keys: str | None = None
     forced: frozenset[str] = frozenset()
+    pins: tuple[str, ...] = ()
 
 
 def resolve_sets(image: Image, located: Located, wishes: Wishes) -> tuple[dict[int, Target], tuple[str, ...]]:
@@ -48,6 +52,11 @@ def resolve_sets(image: Image, located: Located, wishes: Wishes) -> tuple[dict[i
             target = unknown.setdefault(target.name, target)
         found[key.address] = target
     return found, tuple(unknown)
+
+
+def resolve_pins(image: Image, located: Located, wishes: Wishes) -> tuple[Key, ...]:
+    """The keys whose sites are to be pinned, each once; raises `UnsafeError` for unknown and ambiguous names."""
+    return tuple(dict.fromkeys(_resolve_key(image, located, name) for name in wishes.pins))
 
 
 def _elsewhere(image: Image, wanted: str, number: int) -> Target:

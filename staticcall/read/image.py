@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from staticcall.abi import elf64
 from staticcall.errors import MalformedError, UnsupportedError, about
-from staticcall.model.image import ByteSource, Image
+from staticcall.model.image import Image
 from staticcall.read.headers import read_header, read_sections, read_segments
 from staticcall.read.notes import build_id_of
 from staticcall.read.object import parse_object
@@ -22,20 +22,27 @@ def open_image(path: Path, name: Path | None = None) -> Iterator[Image]:
     """Open an ELF64 x86-64 file, linked or relocatable; it stays open for reading inside the `with` block.
 
     `name` is what it is called instead of its path, in reports as well as in errors.
-    Raises `InputError` when it cannot be read, `MalformedError` when it breaks the format, and
-    `UnsupportedError` when it is another kind of file.
+    Raises `InputError` when it cannot be read or was changed meanwhile, `MalformedError` when it breaks the format,
+    and `UnsupportedError` when it is another kind of file.
     """
+    with open_original(path, name) as (image, check_unchanged):
+        yield image
+        check_unchanged()
+
+
+@contextmanager
+def open_original(path: Path, name: Path | None = None) -> Iterator[tuple[Image, Callable[[], None]]]:
+    """The same for who knows the moment until which the file must not change: gives also what checks that."""
     with about(name or path), FileSource(path) as source:
-        yield _read_image(name or path, source)
-        source.check_unchanged()
+        yield _read_image(name or path, source), source.check_unchanged
 
 
-def _read_image(path: Path, source: ByteSource) -> Image:
+def _read_image(path: Path, source: FileSource) -> Image:
     header = read_header(source)
     if header.type == elf64.ET_REL:
         from staticcall.read.placed import place_object  # noqa: PLC0415 - 2 ms that a kernel does not need
 
-        return place_object(path, parse_object(source.read(0, source.size)))
+        return place_object(path, parse_object(source.whole()))
     if header.type not in (elf64.ET_EXEC, elf64.ET_DYN):
         raise UnsupportedError(f"has ELF type {header.type}", advice="give an executable, a shared object or an object")
     sections = read_sections(source, header)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from staticcall.abi import x86
 from staticcall.model.image import Image
 from staticcall.model.report import ImageReport, Summary
-from staticcall.model.sites import Answer, Key, Located, Policy, Site, Verdict
+from staticcall.model.sites import Answer, Key, Located, Policy, Site, Source, Verdict
 
 
 def build_report(
@@ -20,8 +20,12 @@ def build_report(
     keys: tuple[Key, ...],
     *,
     sha256: str | None = None,
+    knows_pins: bool = False,
 ) -> ImageReport:
-    """Put the report of one image together; `sites` and `keys` are what was selected."""
+    """Put the report of one image together; `sites` and `keys` are what was selected.
+
+    `knows_pins` tells that pinned sites are among them, and not merely missing.
+    """
     findings = located.findings
     if findings and len(keys) < len(located.keys):
         # With a selection of keys, only what is about them.
@@ -29,6 +33,8 @@ def build_report(
         known |= {key.trampoline.address for key in keys if key.trampoline}
         findings = tuple(f for f in findings if f.address is None or f.address in known)
     summary = _summarize(sites, verdicts, keys, policy.line)
+    if knows_pins:
+        summary = summary._replace(pinned=sum(Source.EDITS in site.sources for site in sites))
     return ImageReport(image, located, policy, sites, verdicts, keys, summary, findings, sha256)
 
 

@@ -16,11 +16,11 @@ from staticcall.abi import elf64, x86
 from staticcall.errors import MalformedError
 from staticcall.model.change import Edit, EditKind, Plan
 from staticcall.model.report import ImageReport
-from staticcall.model.sites import Finding, Key, Policy, Site, TargetKind, Verdict
+from staticcall.model.sites import Finding, Key, Policy, Site, Source, TargetKind, Verdict
 from staticcall.report.names import Names, hexadecimal, shown
 
 SCHEMA_VERSION = 1
-SCHEMAS = ("report", "edits")
+SCHEMAS = ("report", "edits", "allow-list", "check-memory")
 
 # Offsets in files are signed 64-bit numbers.
 _FILE_END = 1 << 63
@@ -99,6 +99,7 @@ def _site(report: ImageReport, names: Names, site: Site, verdict: Verdict) -> di
         "verdict": verdict.answer.value,
         "reason": verdict.reason,
         "sources": [source.value for source in site.sources],
+        **({"pinned": True} if Source.EDITS in site.sources else {}),
     }
 
 
@@ -125,6 +126,7 @@ def _summary(report: ImageReport) -> dict[str, object]:
         "forms": summary.forms,
         "reasons": {reason: count for (_, reason), count in summary.reasons.items()},
         "keys": summary.keys,
+        **({} if summary.pinned is None else {"pinned": summary.pinned}),
     }
 
 

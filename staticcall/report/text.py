@@ -71,6 +71,8 @@ def _head(report: ImageReport) -> Iterator[str]:
         f"  {summary.sites:,} sites, {summary.keys:,} keys ({summary.keys_used:,} with sites),"
         f" {len(located.trampolines):,} trampolines"
     )
+    if summary.pinned is not None:
+        yield f"  {_counted(summary.pinned, 'site')} pinned by the patch that made it: no record leads them elsewhere"
     if report.sha256:
         yield f"  sha256 {report.sha256}"
 
@@ -121,17 +123,25 @@ def _findings(findings: tuple[Finding, ...], *, verbose: bool) -> Iterator[str]:
 
 def render_plan(plan: Plan, *, verbose: bool = False) -> Iterator[str]:
     """What a patch changes, key by key."""
-    total = len(plan.changes)
     moved = [change for change in plan.changes if change.before != change.after]
-    bound = total - len(moved)
+    bound = sum(change.before == change.after and change.pinned is None for change in plan.changes)
     for change in moved:
         yield (
             f"  {change.key.name}: {change.before.name} -> {change.after.name},"
             f" {_counted(change.direct, 'site')} direct, {change.by_trampoline:,} by trampoline\n"
         )
+        if change.types:
+            yield f"    {change.types}\n"
     if bound:
-        sites = sum(change.direct for change in plan.changes if change.before == change.after)
+        sites = sum(change.direct for change in plan.changes if change.before == change.after and change.pinned is None)
         yield f"  {_counted(bound, 'key')} bound to their present targets, {_counted(sites, 'site')} direct\n"
+    for change in plan.changes:
+        if change.pinned is not None:
+            left = change.direct + change.by_trampoline - change.pinned
+            pinned = _counted(change.pinned, "site")
+            yield f"  {change.key.name}: {pinned} pinned to {change.after.name}, {left:,} left to follow the key\n"
+            if change.types and change.before == change.after:
+                yield f"    {change.types}\n"
     for name in plan.undefined:
         yield f"  {name} is not in this object, which now refers to it\n"
     if verbose:
@@ -156,5 +166,6 @@ def render_proof(proof: Proof) -> Iterator[str]:
     forms = ", ".join(f"{count:,} {form}" for form, count in sorted(proof.sites.items())) or "none"
     yield (
         f"verified: {proof.compared:,} bytes compared; changed sites: {forms};"
-        f" changed trampolines: {proof.trampolines:,}; changed keys: {proof.keys:,}\n"
+        f" changed trampolines: {proof.trampolines:,}; changed keys: {proof.keys:,}"
+        f"{f'; replaced records: {proof.records:,}' if proof.records else ''}\n"
     )

@@ -1050,6 +1050,28 @@ static void find_text(struct table *table)
     table->text_size = ((high + page - 1) & ~(page - 1)) - (low & ~(page - 1));
 }
 
+static int compare_sites(const void *one, const void *other)
+{
+    const struct site *a = one, *b = other;
+    if (a->address != b->address)
+        return a->address > b->address ? 1 : -1;
+    if (a->key != b->key)
+        return a->key > b->key ? 1 : -1;
+    return (a->form > b->form) - (a->form < b->form);
+}
+
+/* Records that are there twice are one site: where a site was pinned, its record is a copy of another one's. */
+static void drop_repeats(struct table *table)
+{
+    size_t kept = 0;
+
+    qsort(table->sites, table->count, sizeof(*table->sites), compare_sites);
+    for (size_t i = 0; i < table->count; i++)
+        if (!kept || compare_sites(&table->sites[kept - 1], &table->sites[i]))
+            table->sites[kept++] = table->sites[i];
+    table->count = kept;
+}
+
 static struct table *read_table(struct __static_call_table id)
 {
     size_t count = (size_t)(id.stop - id.start);
@@ -1067,6 +1089,7 @@ static struct table *read_table(struct __static_call_table id)
         site->table = table;
         decode(site, key & RECORD_TAIL);
     }
+    drop_repeats(table);
     find_text(table);
     choose_ways(table);
     return table;

@@ -16,7 +16,10 @@ from staticcall.verify import rules
 from staticcall.verify.compare import Change, check_disjoint, compare
 from staticcall.verify.decode import Code, Decoded, Decoder, make_decoder
 from staticcall.verify.edits import check_edits
-from staticcall.verify.layout import Layout, read_layout
+from staticcall.verify.generation import check_accepted
+from staticcall.verify.layout import read_layout
+from staticcall.verify.moves import may_move
+from staticcall.verify.records import check_lost, read_replaced
 from staticcall.verify.relocations import Carrier
 from staticcall.verify.scene import (
     POINTER_SIZE,
@@ -38,7 +41,8 @@ class _Case(NamedTuple):
 
     `sites` are by key. `was` has the original instruction of every changed site, `now` the present one of
     every site whose static call has changed anywhere, `homes` the present code of their trampolines, by key.
-    `moves` tells whether the image may run elsewhere than it is linked.
+    `moves` tells whether the image may run elsewhere than it is linked, `lost` are the records of sites that have none
+    any more.
     """
 
     scene: Scene
@@ -48,6 +52,7 @@ class _Case(NamedTuple):
     homes: dict[int, Decoded]
     patched: Source
     moves: bool = True
+    lost: frozenset[Record] = frozenset()
 
 
 def prove(
@@ -73,11 +78,9 @@ def prove(
             layout = read_layout(before)
             decode = make_decoder()
             scene = read_scene(before, after, layout, decode, table)
-        return _judge(scene, before, after, decode, edits, moves=layout.movable or _may_move(layout, allowed))
-
-
-def _may_move(layout: Layout, allowed: frozenset[str]) -> bool:
-    return layout.kernel and "kaslr-slot" not in allowed
+        check_accepted(scene)
+        moves = layout.movable or (layout.kernel and "kaslr-slot" not in allowed and may_move(before, layout))
+        return _judge(scene, before, after, decode, edits, moves=moves)
 
 
 def _judge(
@@ -89,10 +92,14 @@ def _judge(
     was = _changed_sites(scene.sites, decode)
     slots = {key for key, slot in scene.slots.items() if slot.before != slot.after}
     trampolines = {key for key, home in scene.trampolines.items() if home.before != home.after}
-    affected = sorted(slots | trampolines | {record.key for record in was})
-    case = _decode_all(scene, sites, was, affected, decode, after)._replace(moves=moves)
+    replaced = read_replaced(scene, before, after)
+    affected = sorted(slots | trampolines | {record.key for record in (*was, *replaced.lost)})
+    case = _decode_all(scene, sites, was, affected, decode, after)._replace(moves=moves, lost=replaced.lost)
     changes = sorted((change for key in affected for change in _check_call(case, key)), key=_OFFSET)
-    check_disjoint(changes, [*scene.layout.headers, *scene.tables])
+    # Nothing but whole records, each a copy of another one, may differ in the tables.
+    check_disjoint(changes, scene.tables)
+    changes = sorted((*changes, *replaced.changes), key=_OFFSET)
+    check_disjoint(changes, scene.layout.headers)
     compared = compare(before, after, changes)
     if edits is not None:
         check_edits(before, after, scene.layout, changes, edits)
@@ -102,6 +109,7 @@ def _judge(
         trampolines=len(trampolines),
         keys=len(slots),
         changed_keys=tuple(sorted(scene.keys[key] for key in affected)),
+        records=len(replaced.changes),
     )
 
 
@@ -157,7 +165,8 @@ def _check_call(case: _Case, key: int) -> Iterator[Change]:
     indirect = []
     for site in case.sites.get(key, []):
         was, now = case.was.get(site.record), case.now[site.record]
-        if was is None and not moved:
+        lost = site.record in case.lost
+        if was is None and not moved and not lost:
             continue
         place = rules.Place("the site", site.record.address, site.offset)
         if was is not None:
@@ -165,10 +174,12 @@ def _check_call(case: _Case, key: int) -> Iterator[Change]:
             _check_code(scene, place, now)
             if now.form is Form.RET0 and scene.ret0 and site.after[len(now.prefix) : now.length] != scene.ret0:
                 place.refuse(f"clears eax otherwise than this kernel does, by {scene.ret0.hex()}")
-        elif now.form in rules.INDIRECT:
+        elif now.form in rules.INDIRECT and not lost:
             indirect.append((place, now))
             continue
         rules.check_site(place, call, scene.names, tail=site.record.tail, now=now)
+        if lost:
+            check_lost(place, call, now)
         if was is not None:
             before, after = site.before[: now.length], site.after[: now.length]
             yield Change(site.offset, before, after, EditKind.SITE, call.name, site.record.address, now)

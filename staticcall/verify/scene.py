@@ -6,16 +6,18 @@ must be the same in the patched file, headers, tables and symbols included.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from struct import Struct
 from typing import NamedTuple
 
 from staticcall.abi import static_call as abi
+from staticcall.abi.generations import Generation
 from staticcall.errors import MalformedError
 from staticcall.verify.decode import MOST_BYTES, Code, Decoder
 from staticcall.verify.layout import Layout
 from staticcall.verify.names import Names, read_names
 from staticcall.verify.relocations import Carrier, Pointer, read_pointers
+from staticcall.verify.signs import read_generation
 from staticcall.verify.source import Source, Span
 
 _POINTER = Struct("<Q")
@@ -63,7 +65,9 @@ class Trampoline(NamedTuple):
 class Scene(NamedTuple):
     """All places; `keys` names every key by address, slots and trampolines are by their key's address.
 
-    `ret0` are the bytes that this kernel keeps for a site that only returns 0, empty where it does not say.
+    `ret0` are the bytes that this kernel keeps for a site that only returns 0, empty where it does not say. `starts`
+    are the linked addresses of the tables, `owners` the keys of trampolines that records may name instead. `generation`
+    says what a kernel accepts; it is None where the image is none.
     """
 
     layout: Layout
@@ -74,6 +78,9 @@ class Scene(NamedTuple):
     slots: dict[int, Slot]
     trampolines: dict[int, Trampoline]
     ret0: bytes
+    starts: tuple[int, ...] = ()
+    owners: Mapping[int, int] = {}
+    generation: Generation | None = None
 
 
 def read_scene(
@@ -102,7 +109,19 @@ def read_scene(
     slots = _slots(original, patched, layout, sorted(keys))
     homes = _match_trampolines(layout, names, original, sites, decode)
     trampolines = _trampolines(original, patched, layout, homes)
-    return Scene(layout, names, spans, keys, sites, slots, trampolines, _ret0(original, layout, names))
+    return Scene(
+        layout,
+        names,
+        spans,
+        keys,
+        sites,
+        slots,
+        trampolines,
+        _ret0(original, layout, names),
+        tuple(start for start, _ in extents),
+        owners,
+        read_generation(original, layout, names, [home.before for home in trampolines.values()]),
+    )
 
 
 def _ret0(source: Source, layout: Layout, names: Names) -> bytes:

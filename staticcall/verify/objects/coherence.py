@@ -27,6 +27,10 @@ _BRANCHES = frozenset(
         *(Form.INDIRECT_CALL, Form.INDIRECT_JMP),
     }
 )
+# What leads to its target without asking anything else.
+_DIRECT = frozenset(
+    {Form.CALL, Form.PREFIXED_CALL, Form.TAIL_JMP, Form.JCC, Form.SHORT_JMP, Form.NOP, Form.RET0, Form.RET}
+)
 _CODE_TYPES = frozenset({elf.STT_NOTYPE, elf.STT_FUNC, elf.STT_GNU_IFUNC})
 
 
@@ -63,10 +67,17 @@ class Call(NamedTuple):
         """Whether any place differs."""
         return any(pair.changed for _, pair in self.places())
 
+    def has_site_in(self, places: frozenset[Place]) -> bool:
+        """Whether one of these places is a site."""
+        return any(place in places for place, _, _ in self.sites)
 
-def check_call(after: Elf, call: Call) -> None:
-    """Judge one static call in the patched file; raises `VerificationError`. One that did not change is right."""
-    if not call.changed:
+
+def check_call(after: Elf, call: Call, lost: frozenset[Place] = frozenset()) -> None:
+    """Judge one static call in the patched file; raises `VerificationError`. One that did not change is right.
+
+    Sites that are `lost` have no record any more, so they lead by themselves where the key does.
+    """
+    if not call.changed and not call.has_site_in(lost):
         return
     shown = call.name.decode(errors="replace")
     if call.slot is None or call.trampoline is None:
@@ -91,10 +102,10 @@ def check_call(after: Elf, call: Call) -> None:
     for place, tail, pair in call.sites:
         if pair.after.target not in (target, *own):
             _refuse(after, call, place, "a site leads neither to its trampoline nor where the key does")
+        if place in lost and (pair.after.target != target or pair.after.form not in _DIRECT):
+            _refuse(after, call, place, "a site has lost its record and does not go straight where the key leads")
         if pair.changed:
-            if pair.before.target not in (call.slot[1].before.target, *own):
-                _refuse(after, call, place, "a site led neither to its trampoline nor where the key did")
-            _check_change(after, call, place, pair, tail=tail)
+            _check_change(after, call, place, pair, (call.slot[1].before.target, *own), tail=tail)
 
 
 def _check_live(after: Elf, call: Call, target: Target) -> None:
@@ -109,9 +120,11 @@ def _check_live(after: Elf, call: Call, target: Target) -> None:
             _refuse(after, call, place, f"a site is a {pair.after.form}, which nothing leads elsewhere at run time")
 
 
-def _check_change(after: Elf, call: Call, place: Place, pair: Pair, *, tail: bool) -> None:
-    """Judge what became of the instruction at a site."""
+def _check_change(after: Elf, call: Call, place: Place, pair: Pair, targets: tuple[Target, ...], *, tail: bool) -> None:
+    """Judge what became of the instruction at a site, which led to one of the targets before."""
     was, now = pair
+    if was.target not in targets:
+        _refuse(after, call, place, "a site led neither to its trampoline nor where the key did")
     if not now.clean:
         _refuse(after, call, place, "a site has bytes below its relocation, or two of those")
     if (now.form in TAILS) is not tail:

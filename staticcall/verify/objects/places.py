@@ -15,7 +15,7 @@ from staticcall.verify.objects.calls import KEY, TRAMPOLINE, Calls
 from staticcall.verify.objects.elf import Elf, Symbol
 
 Place = tuple[int, int]
-_KEY_FIELD = 4
+KEY_FIELD = 4
 _TABLES = tuple(name.encode() for name in TABLE_SECTIONS)
 
 
@@ -76,13 +76,18 @@ def named_symbols(file: Elf, stem: bytes) -> Iterator[Symbol]:
         yield symbol
 
 
-def _sites(file: Elf) -> dict[Place, Site]:
+def tables_of(file: Elf) -> list[int]:
+    """The numbers of the sections that hold records."""
     allocated = (
         i
         for i, (kind, flags) in enumerate(zip(file.types, file.flags, strict=True))
         if kind == elf.SHT_PROGBITS and flags & elf.SHF_ALLOC
     )
-    tables = [i for i in allocated if file.name(i) in _TABLES]
+    return [i for i in allocated if file.name(i) in _TABLES]
+
+
+def _sites(file: Elf) -> dict[Place, Site]:
+    tables = tables_of(file)
     if tables:
         return {place: site for table in tables for place, site in _recorded(file, table)}
     calls = Calls(file, got=True)
@@ -115,7 +120,7 @@ def _recorded(file: Elf, table: int) -> Iterator[tuple[Place, Site]]:
                 raise MalformedError("a relocation table with half an entry", offset=file.offsets[own])
             fields.update((entry[0], entry) for entry in elf.RELA.iter_unpack(file.content(own)))
     for at in range(0, file.sizes[table] - RECORD_SIZE + 1, RECORD_SIZE):
-        address, key = fields.get(at), fields.get(at + _KEY_FIELD)
+        address, key = fields.get(at), fields.get(at + KEY_FIELD)
         if address is None or key is None or not address[1] == key[1] == elf.R_X86_64_PC32:
             raise MalformedError("a record without its two relocations", offset=file.offsets[table] + at)
         base = file.symbol(address[2])

@@ -2,7 +2,8 @@
 
 In an object the truth is in the relocations. Those at sites, at the jumps of trampolines and at the slots of keys
 may name another function, or go, with the bytes there, for NULL and RET0; and come back. A function that had no
-symbol gets one at the end of the table. Everything else is as it was.
+symbol gets one at the end of the table. A record may become a copy of another one, where its site leads by itself to
+where its call does. Everything else is as it was.
 """
 
 import re
@@ -16,8 +17,10 @@ from staticcall.verify.objects import elf
 from staticcall.verify.objects.coherence import Call, Pair, check_call
 from staticcall.verify.objects.elf import Elf
 from staticcall.verify.objects.entries import ChangedEntry, changed_entries, entries_at
+from staticcall.verify.objects.generation import check_accepted
 from staticcall.verify.objects.grown import check_grown, is_signed, without_signature
 from staticcall.verify.objects.places import Place, Places, Site, find_places
+from staticcall.verify.objects.records import read_replaced
 from staticcall.verify.objects.states import MOST_BYTES, site_state, slot_state, trampoline_state
 from staticcall.verify.objects.structure import shown
 
@@ -40,6 +43,7 @@ def prove_retarget(
     before = elf.read(core)
     places = find_places(before)
     if original == patched and not stripped_signature:
+        check_accepted(before, before, places)
         return Proof(len(patched), {}, 0, 0, ())
     if stripped_signature is (core is original) or is_signed(patched):
         raise VerificationError("a module's signature does not hold for what was changed, or is there none")
@@ -70,17 +74,22 @@ def _check_edits(original: bytes, patched: bytes, edits: Sequence[Edit]) -> None
 
 
 def _prove(before: Elf, after: Elf, places: Places) -> Proof:
+    check_accepted(before, after, places)
     grown = check_grown(before, after)
     entries = changed_entries(before, after)
-    calls = _calls(before, after, places, _affected(before, after, places, entries))
+    replaced = read_replaced(before, after)
+    lost = replaced.lost
+    names = _affected(before, after, places, entries) | {places.sites[place].name for place in lost}
+    calls = _calls(before, after, places, names)
     covered = {
         (section, offset)
         for call in calls
         for (section, at), pair in call.places()
         for offset in range(at, at + max(len(pair.before.code), len(pair.after.code)))
     }
+    judged = covered | replaced.fields
     for changed in entries:
-        if any((changed.section, offset) not in covered for offset in changed.places()) or changed.emptied_wrongly:
+        if any((changed.section, offset) not in judged for offset in changed.places()) or changed.emptied_wrongly:
             raise VerificationError("a relocation changed that belongs to no static call", offset=changed.offset)
     for section, offset in _differing_bytes(before, after):
         if (section, offset) not in covered:
@@ -92,12 +101,12 @@ def _prove(before: Elf, after: Elf, places: Places) -> Proof:
         if number not in used:
             raise VerificationError(f"symbol {number} is new, and nothing uses it")
     for call in calls:
-        check_call(after, call)
-    return _proof(after, calls)
+        check_call(after, call, lost)
+    return _proof(after, calls, lost)._replace(records=replaced.records)
 
 
-def _proof(after: Elf, calls: Iterable[Call]) -> Proof:
-    changed = [call for call in calls if call.changed]
+def _proof(after: Elf, calls: Iterable[Call], lost: frozenset[Place]) -> Proof:
+    changed = [call for call in calls if call.changed or call.has_site_in(lost)]
     sites = Counter(pair.after.form.value for call in changed for _, _, pair in call.sites if pair.changed)
     trampolines = sum(call.trampoline is not None and call.trampoline[1].changed for call in changed)
     keys = sum(call.slot is not None and call.slot[1].changed for call in changed)
