@@ -15,7 +15,7 @@ from staticcall.cli.outcome import complain, exit_code_of
 from staticcall.cli.quick import PLACES, place_of
 from staticcall.errors import ExitCode
 
-COMMANDS = ("report", "patch", "annotate", "verify", "revert", "schema")
+COMMANDS = ("report", "patch", "annotate", "verify", "revert", "allow-list", "check-memory", "schema")
 
 
 class LazyGroup(click.Group):
@@ -29,7 +29,7 @@ class LazyGroup(click.Group):
         """Import a command."""
         if cmd_name not in COMMANDS:
             return None
-        module = import_module(f"staticcall.cli.{cmd_name}")
+        module = import_module(f"staticcall.cli.{cmd_name.replace('-', '_')}")
         command = command_of(module) if cmd_name in QUICK else module.command
         assert isinstance(command, click.Command)
         return command

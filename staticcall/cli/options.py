@@ -12,6 +12,7 @@ import click
 from staticcall import __version__
 from staticcall.cli.look import LOOK_OPTIONS, look_of
 from staticcall.cli.quick import Option
+from staticcall.errors import UsageError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -19,7 +20,34 @@ INPUT_FILE = click.Path(path_type=Path)
 
 version_option = click.version_option(__version__, prog_name="staticcall")
 quiet_option = click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+fail_on_option = click.option(
+    "--fail-on",
+    type=click.Choice(["note", "warning", "error", "never"]),
+    default="error",
+    show_default=True,
+    help="Exit with 1 for findings this bad or worse.",
+)
 verbose_option = click.option("-v", "--verbose", is_flag=True, help="Show all, not only the first.")
+
+
+def _pairs(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    pairs = []
+    for text in texts:
+        key, _equals, function = text.partition("=")
+        if not key or not function:
+            raise UsageError(f"--target {text} is not KEY=FUNCTION", advice="both are names")
+        pairs.append((key, function))
+    return tuple(pairs)
+
+
+target_option = click.option(
+    "--target",
+    "targets",
+    metavar="KEY=FUNCTION",
+    multiple=True,
+    callback=_pairs,
+    help="One more function that a key may lead to.",
+)
 
 
 def parameters_of(option: Option) -> dict[str, Any]:

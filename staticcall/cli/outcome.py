@@ -11,6 +11,10 @@ from typing import TextIO
 from staticcall.errors import ExitCode, StaticcallError, printable
 
 
+class ReaderGoneError(Exception):
+    """Who read standard output went away, as `head` does; click makes its own end of a BrokenPipeError."""
+
+
 def exit_code_of(command: Callable[[], object]) -> int:
     """Run a command to its end, say what went wrong, and give the exit code."""
     try:
@@ -23,8 +27,7 @@ def exit_code_of(command: Callable[[], object]) -> int:
     except KeyboardInterrupt:
         complain("interrupted")
         return 130
-    except BrokenPipeError:
-        # The reader went away, as `head` does.
+    except (BrokenPipeError, ReaderGoneError):
         _silence(sys.stdout)
         return 141
     except OSError as error:
@@ -43,7 +46,10 @@ def exit_code_of(command: Callable[[], object]) -> int:
 def say(text: str) -> None:
     """Write to standard output, where there is one."""
     if sys.stdout is not None:  # as it is where the shell closed it
-        sys.stdout.write(text)
+        try:
+            sys.stdout.write(text)
+        except BrokenPipeError:
+            raise ReaderGoneError from None
 
 
 def complain(message: str) -> None:

@@ -12,5 +12,5 @@ from staticcall.pipeline.schemas import SCHEMAS, schema_text
 @click.argument("name", type=click.Choice(list(SCHEMAS)), default="report")
 @version_option
 def command(name: str) -> None:
-    """Print the JSON Schema of the report or of the edits file."""
+    """Print the JSON Schema of one of the public forms, without a name that of the report."""
     click.echo(schema_text(name), nl=False)

@@ -8,19 +8,16 @@ where a symbol says so.
 """
 
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
 
 import capstone
 import numpy as np
 
 from staticcall.abi import elf64, x86
-from staticcall.errors import MalformedError
+from staticcall.locate.code import Code, code_runs
 from staticcall.model.form import Form, Instruction
 from staticcall.model.image import Image
 from staticcall.model.sites import Site, Source, Trampoline
 
-# Alternatives are linked where they never run; their displacements are fixed up when they are copied.
-_NOT_RUN_IN_PLACE = (".altinstr_replacement",)
 # Without a function's symbol, decoding starts this many bytes early: x86 code falls into step long before.
 _RUN_UP = 4096
 _SHORT_OPCODES = frozenset({x86.JMP_REL8, *x86.JCC_REL8})
@@ -28,16 +25,6 @@ _SHORT_REACH = 128
 _LONG_REACH = 1 << 31
 # A damaged symbol can make a function of all the code; the run-up finds the instructions there as well.
 _LONGEST_FUNCTION = 1 << 20
-
-
-class Code(NamedTuple):
-    """One run of executable bytes; `address` is linked, `offset` in the file, `alignment` as a site has it."""
-
-    section: str
-    alignment: int
-    address: int
-    offset: int
-    data: bytes
 
 
 def scan_code(image: Image, trampolines: dict[int, Trampoline], known: Iterable[Site]) -> tuple[Site, ...]:
@@ -49,7 +36,7 @@ def scan_code(image: Image, trampolines: dict[int, Trampoline], known: Iterable[
         return ()
     vouched = {site.address + site.instruction.opcode: site.address for site in known}
     found: list[Site] = []
-    for code in _runs(image):
+    for code in code_runs(image):
         starts = _InstructionStarts(image, code)
         for position in _opcodes(code, trampolines):
             start = vouched.get(code.address + position) or starts.of(position)
@@ -77,27 +64,6 @@ def _site(code: Code, start: int, data: bytes, instruction: Instruction) -> Site
         code=data[: instruction.length],
         sources=(Source.SCAN,),
     )
-
-
-def _runs(image: Image) -> Iterator[Code]:
-    """The executable sections, or the executable segments of a file without sections, in address order."""
-    sections = [s for s in image.sections if s.executable and s.type != elf64.SHT_NOBITS]
-    places = [
-        (s.address, s.offset, s.size, s.name, image.alignment_known(s))
-        for s in sections
-        if s.name not in _NOT_RUN_IN_PLACE
-    ]
-    if not sections:
-        places = [
-            (s.address, s.offset, s.file_size, "", 0)
-            for s in image.segments
-            if s.type == elf64.PT_LOAD and s.flags & elf64.PF_X
-        ]
-    if sum(size for _, _, size, _, _ in places) > image.source.size:
-        raise MalformedError("executable sections overlap", advice="the section headers are damaged")
-    for address, offset, size, name, alignment in sorted(places):
-        if size:
-            yield Code(name, alignment, address, offset, image.source.read(offset, size))
 
 
 def _opcodes(code: Code, trampolines: dict[int, Trampoline]) -> list[int]:

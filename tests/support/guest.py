@@ -40,7 +40,7 @@ _TOOLS = {
 
 # panic=-1 with -no-reboot ends the emulator when the kernel panics. The time stamps tell the kernel's lines
 # from all others.
-_KERNEL_OPTIONS = "console=ttyS0 panic=-1 printk.time=1 rdinit=/init"
+KERNEL_OPTIONS = "console=ttyS0 panic=-1 printk.time=1 rdinit=/init"
 
 _INIT = """\
 #!/bin/busybox sh
@@ -149,10 +149,10 @@ def boot(
     """
     if missing := missing_tools():
         raise GuestError(f"a boot needs these packages: {', '.join(missing)}")
-    initramfs = _make_initramfs(work, places, commands, files)
+    initramfs = make_initramfs(work, places, commands, files)
     # One processor model is named, not left to the emulator's version: the kernel patches itself for it.
     machine = ["-accel", "tcg", "-cpu", cpu, "-m", "1024", "-nographic", "-nic", "none", "-no-reboot"]
-    options = f"{_KERNEL_OPTIONS} {kernel_options}".strip()
+    options = f"{KERNEL_OPTIONS} {kernel_options}".strip()
     log, problems = _run([*machine, "-kernel", str(kernel), "-initrd", str(initramfs), "-append", options], seconds)
     return read_log(log, expected_places=len(places), also=problems)
 
@@ -181,9 +181,10 @@ def _console_text(console: bytes) -> str:
 # The initramfs
 
 
-def _make_initramfs(
+def make_initramfs(
     work: Path, places: Sequence[tuple[int, bytes]], commands: Sequence[str], files: Mapping[str, Path]
 ) -> Path:
+    """Make the guest's file tree in a folder of the caller's; see `boot`."""
     root = work / "initramfs"
     for folder in ("bin", "commands", "dev", "files", "proc", "sys"):
         (root / folder).mkdir(parents=True)
