@@ -14,11 +14,15 @@ DEMO_FLAGS := -std=c11 -O2 -g -fno-pie -no-pie
 WORKERS ?= $(shell nproc)
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
-DEMO_PACKAGES := gcc libc6-dev python3 python3-venv
-TEST_PACKAGES := $(DEMO_PACKAGES) bc binutils bison busybox-static clang cmake cpio flex g++ libelf-dev libelf1 libssl-dev \
-    lld llvm make meson mold ninja-build pkg-config qemu-system-x86 xz-utils
+# The first clang with -fsanitize=kcfi is 16; which one a Debian release has beside its own differs.
+KCFI_CLANG = $(or $(shell apt-cache pkgnames clang- 2>/dev/null | grep -xE 'clang-(1[6-9]|[2-9][0-9])' | sort -V | head -1),clang-16)
 
-.PHONY: help setup demo test check kernels stress bench lock clean
+DEMO_PACKAGES := gcc libc6-dev python3 python3-venv
+TEST_PACKAGES = $(DEMO_PACKAGES) bc binutils bison bpftool busybox-static bzip2 clang $(KCFI_CLANG) cmake cpio dwarves flex \
+    g++ gdb libelf-dev libelf1 libssl-dev lld llvm lz4 make meson mold ninja-build pkg-config qemu-system-x86 \
+    strace util-linux xz-utils zstd
+
+.PHONY: help setup demo test check kernels stress fuzz bench lock clean
 
 help: ## these lines
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -85,6 +89,11 @@ test: kernels check ## every check and every test
 stress: setup ## ten times the updates of every protocol, while threads run through the sites
 	STATICCALL_STRESS=10 $(BIN)/pytest tests/test_stress.py
 
+fuzz: ## INPUTS=1000000 bad files, structure-aware and by coverage
+	$(call require_packages,$(TEST_PACKAGES))
+	@$(MAKE) --no-print-directory setup
+	$(BIN)/python -m fuzz --inputs $(or $(INPUTS),1000000)
+
 bench: kernels ## the figures, each beside its peer
 	$(BIN)/python -m bench
 
@@ -94,4 +103,4 @@ lock: ## choose the newest versions of everything anew
 
 clean: ## remove what was built; the kernels' cache stays
 	rm -rf build dist $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	find staticcall tests bench -name __pycache__ -prune -exec rm -rf {} +
+	find staticcall tests bench fuzz -name __pycache__ -prune -exec rm -rf {} +

@@ -109,10 +109,10 @@ def test_start_and_stop_symbols_that_contradict_each_other_are_refused(room: Roo
         ("4000:0xzz", USAGE),
         ("4000:4008:4010", USAGE),
         ("0:ffffffffffffffff", INPUT),
-        ("-8:0", INPUT),
+        ("-8:0", USAGE),
         ("ffffffffffffffff:0", INPUT),
-        ("fffffffffffffff8:10000000000000000", INPUT),
-        ("1" * 5000 + ":" + "1" * 5000, 0),
+        ("fffffffffffffff8:10000000000000000", USAGE),
+        ("1" * 5000 + ":" + "1" * 5000, USAGE),
         ("__start_static_call_sites:7fffffff", INPUT),
         ("__stop_static_call_sites:__start_static_call_sites", INPUT),
         ("main:__stop_static_call_sites", INPUT),
@@ -122,10 +122,7 @@ def test_a_table_that_is_none_is_refused(table: str, code: int, room: Room) -> N
     room.bad.write_bytes(room.good.read_bytes())
     for command in ("report", "bind"):
         arguments = (*READERS[command](room), "--table", table)
-        if code:
-            refusal(room.folder, arguments, {code}, room.bad)
-        else:
-            assert staticcall("report", room.bad, "--table", table).code == 0
+        refusal(room.folder, arguments, {code}, room.bad)
 
 
 # ---- odd, and perhaps good enough ----

@@ -1,0 +1,1 @@
+"""Random files against the program: structure-aware, and guided by what code they reach."""
