@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
 
-from tests.support import guest, kbuild, kernels, modules, objects, vmlinux
+from tests.support import bzimage, guest, kbuild, kernels, modules, objects, vmlinux
 from tests.support.programs import Builder
 from tests.support.refusals import Room, make_room
 
@@ -42,6 +43,26 @@ def vmlinux_61() -> Path:
 def kernel(request: pytest.FixtureRequest) -> vmlinux.Vmlinux:
     """Each kernel, as the tests themselves read it."""
     return vmlinux.read(request.getfixturevalue(f"vmlinux_{request.param}"))
+
+
+@pytest.fixture(scope="session")
+def unpacked(kernel: vmlinux.Vmlinux, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the bzImage of the kernel decompresses to."""
+    if missing := bzimage.missing_tools():
+        _unavailable(f"not installed: {', '.join(missing)}")
+    try:
+        (packed,) = kernels.image(kernel.path).glob("boot/vmlinuz-*")
+    except kernels.KernelMissingError as error:
+        _unavailable(f"no bzImage: {error}")
+    return bzimage.unpack(packed, tmp_path_factory.mktemp("unpacked") / "vmlinux.bin.all")
+
+
+@pytest.fixture(scope="session")
+def slim(kernel: vmlinux.Vmlinux, tmp_path_factory: pytest.TempPathFactory) -> vmlinux.Vmlinux:
+    """The kernel without its debug information, a sixth of the size: it is copied many times."""
+    path = tmp_path_factory.mktemp("slim") / kernel.path.name
+    subprocess.run(["strip", "--strip-debug", "-o", path, kernel.path], check=True)
+    return vmlinux.read(path)
 
 
 @pytest.fixture(scope="session")
