@@ -152,6 +152,17 @@ def test_functions_of_one_name_count_where_they_agree(linked: Path, tmp_path: Pa
     assert text_in(path, "g") is None
 
 
+def test_very_many_functions_of_one_name_say_nothing(linked: Path, tmp_path: Path) -> None:
+    btf = BtfBuilder()
+    integer = btf.add(INT, "int", 4, SIGNED | 32)
+    much = btf.prototype(integer, *[integer] * 1500)
+    for _ in range(10_000):
+        btf.function("f", much)
+    path = with_sections(linked, tmp_path, {".BTF": bytes(btf)})
+    with at_most(20):
+        assert text_in(path, "f") is None
+
+
 def test_a_module_goes_on_from_its_kernels_data(assembled: Path, linked: Path, tmp_path: Path) -> None:
     kernel = BtfBuilder()
     tag = kernel.add(STRUCT, "job", 8)
@@ -197,11 +208,27 @@ def _bush(btf: BtfBuilder) -> int:
     return number
 
 
+def _names(btf: BtfBuilder) -> int:
+    """Pointers to functions of 1000 parameters, all of one type with a very long name."""
+    number = btf.add(INT, "x" * 100_000, 4, SIGNED | 32)
+    return btf.add(PTR, "", btf.prototype(number, *[number] * 1000))
+
+
+def _members(btf: BtfBuilder) -> int:
+    """A structure without a tag and with many members, many times over."""
+    number = btf.add(INT, "int", 4, SIGNED | 32)
+    members = [word for place in range(20_000) for word in (0, number, place)]
+    tagless = btf.add(STRUCT, "", 8, *members, count=20_000)
+    return btf.add(PTR, "", btf.prototype(number, *[tagless] * 1000))
+
+
 DAMAGED: dict[str, Callable[[BtfBuilder], int]] = {
     "a typedef of itself": lambda btf: btf.add(TYPEDEF, "a", btf.next),
     "a circle": _circle,
     "a pointer to itself": lambda btf: btf.add(PTR, "", btf.next),
     "a bush": _bush,
+    "long names": _names,
+    "many members": _members,
     "no such type": lambda _: 0x7FFFFFFF,
     "a variable": lambda btf: btf.add(VAR, "v", 0, 1),
     "a name outside": lambda btf: btf.add(STRUCT, 0x7FFFFFF0, 8),

@@ -9,6 +9,7 @@ from typing import Final
 
 from staticcall.abi import dwarf as abi
 from staticcall.abi import elf64
+from staticcall.errors import UnsupportedError
 from staticcall.model.image import Image
 from staticcall.model.types import (
     DEEPEST,
@@ -64,6 +65,8 @@ class DwarfTypes:
             self._find = _Finder(data) if data is not None else None
         except ExhaustedError:
             self.hint = _TOO_LARGE
+        except UnsupportedError as error:
+            self.hint = error.what
 
     def type_of(self, name: str, address: int) -> Prototype | None:
         """The type of the function there, or with that name; None where DWARF does not say or does not agree."""
@@ -121,10 +124,14 @@ class _Finder:
         units = self._around(_places(sections.info, needle))
         if sections.addresses:
             units |= self._by_base(_places(sections.addresses, needle), 1)
+        found = 0
         for unit in sorted(units):
             for offset in self._data.walk(unit).functions:
                 entry = self.entry(offset)
                 if entry.number(abi.AT_LOW_PC) == address:
+                    found += 1
+                    if found > _MOST_PLACES:
+                        raise ExhaustedError(f"at {offset:#x} of .debug_info")
                     yield entry
 
     def named(self, name: str) -> Iterator[Entry]:

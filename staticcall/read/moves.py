@@ -8,8 +8,8 @@ of a list. 64-bit kernels without it run where they are linked, wherever in phys
     .rela sections of loaded sections       --emit-relocs, which a build gives the linker for KASLR alone; the list
                                             is made of their R_X86_64_64
     bytes behind the ELF file               that list, in what a bzImage decompresses to
-    IKCFG_ST                                the kernel's configuration: CONFIG_IKCONFIG
     kaslr_get_random_long, and so on        functions that are compiled with CONFIG_RANDOMIZE_BASE only
+    IKCFG_ST                                the kernel's configuration: CONFIG_IKCONFIG
 
 The list is of words of four bytes, each a linked address without its upper half:
 
@@ -56,7 +56,8 @@ def read_moves(image: Image, relocs: Path | None) -> Moves:
         lists = [moves for moves in (_by_kept_relocations(image), _by_tail(image)) if moves]
     # A build may have stripped all relocations but a few, and those still show that it made them.
     best = min(lists, key=_knows_nothing, default=None)
-    return best or _by_config(image) or _by_symbols(image) or Moves(Motion.UNKNOWN, _NO_EVIDENCE)
+    # Symbols only ever say that it moves, so they come before a configuration that may be another kernel's.
+    return best or _by_symbols(image) or _by_config(image) or Moves(Motion.UNKNOWN, _NO_EVIDENCE)
 
 
 def _knows_nothing(moves: Moves) -> bool:
