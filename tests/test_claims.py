@@ -216,6 +216,38 @@ def test_a_size_that_goes_round_the_address_space_is_refused_before_it_is_read(t
     assert finding["code"] == "unreadable-table"
 
 
+@pytest.mark.parametrize("end", ["__start___jump_table", "__stop___jump_table"])
+def test_a_table_with_one_end_only_is_unreadable(tmp_path: Path, end: str) -> None:
+    kernel = small(tmp_path, "JUMP_LABELS", "PLACE=filled_call")
+    subprocess.run(["objcopy", "-N", end, kernel], check=True)
+    (finding,) = claims_found(kernel)
+
+    assert finding["code"] == "unreadable-table"
+    refused("patch", kernel, "-o", tmp_path / "out", *SET, code="unreadable-table")
+
+
+def test_a_section_of_its_name_does_not_hide_the_table_that_symbols_bound(tmp_path: Path) -> None:
+    kernel, decoy = small(tmp_path, "JUMP_LABELS", "PLACE=filled_call"), "__jump_table"
+    (tmp_path / "zeros").write_bytes(bytes(16))
+    subprocess.run(
+        [
+            *("objcopy", "--add-section", f"{decoy}={tmp_path / 'zeros'}", "--set-section-flags", f"{decoy}=alloc"),
+            *("--change-section-address", f"{decoy}={symbols(kernel)['_start']}", kernel),
+        ],
+        check=True,
+    )
+
+    assert "overlaps-jump-label" in {one["code"] for one in claims_found(kernel)}
+
+
+def test_an_object_may_replace_code_by_nothing(tmp_path: Path) -> None:
+    module = tmp_path / "module.o"
+    defines = ("-DALTERNATIVES=14", "-DPLACE=filled_call", "-DNEW=0", '-DVERSION="6.12.0"')
+    subprocess.run(["gcc", "-c", *defines, "-o", module, SOURCE], check=True)
+
+    assert [one["code"] for one in claims_found(module)] == ["overlaps-alternative"]
+
+
 # Modules, built with the kernel's own macros
 
 

@@ -199,13 +199,14 @@ def test_a_function_in_a_slot_that_nothing_relocates_is_no_better_than_the_one_b
     [
         (),
         (0,),
+        (0, 0),
         (0, 0xFFFF),
         (1, 0, 0),
         (0, 0x81002000, 0, 0, 0),
         (0, 0x70000000, 0, 0),
         (0, 0x81000000, 0x81000001, 0x81000002, 0, 0),
     ],
-    ids=["empty", "one-stop", "one-list", "no-start", "too-many-stops", "elsewhere", "no-pointers"],
+    ids=["empty", "one-stop", "zeros", "one-list", "no-start", "too-many-stops", "elsewhere", "no-pointers"],
 )
 def test_what_is_no_list_is_refused_as_a_file_and_proves_nothing_behind_one(
     tmp_path: Path, words: tuple[int, ...]
@@ -273,6 +274,54 @@ def test_kept_relocations_outweigh_a_configuration(tmp_path: Path) -> None:
     _not_verified(kernel, tmp_path)
 
 
+@pytest.mark.parametrize("other", [STAYING, MOVING])
+@pytest.mark.parametrize("own", [True, False])
+def test_a_configuration_in_another_section_proves_nothing(tmp_path: Path, own: bool, other: bytes) -> None:
+    kernel = configured(tmp_path, STAYING) if own else small(tmp_path)
+    (tmp_path / "other").write_bytes(b"IKCFG_ST" + gzip.compress(other) + b"IKCFG_ED")
+    options = (
+        "--set-section-flags",
+        ".other=alloc,readonly,data",
+        "--change-section-address",
+        ".other=0xffffffff82000000",
+    )
+    subprocess.run(["objcopy", "--add-section", f".other={tmp_path / 'other'}", *options, kernel], check=True)
+
+    assert "nothing in the file says" in refused("patch", kernel, "-o", tmp_path / "out", *FUNCTION, code="kaslr-slot")
+    _not_verified(kernel, tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["no-end", "two-members"])
+def test_a_configuration_without_a_clear_end_proves_nothing(tmp_path: Path, damage: str) -> None:
+    kernel = configured(tmp_path, STAYING)
+    data = kernel.read_bytes()
+    if damage == "no-end":
+        kernel.write_bytes(data.replace(b"IKCFG_ED", b"IKCFG_XX"))
+    else:
+        (tmp_path / "config.gz").write_bytes(gzip.compress(STAYING) + gzip.compress(MOVING))
+        kernel = small(tmp_path, f'CONFIG="{tmp_path / "config.gz"}"')
+
+    assert "nothing in the file says" in refused("patch", kernel, "-o", tmp_path / "out", *FUNCTION, code="kaslr-slot")
+    _not_verified(kernel, tmp_path)
+
+
+def test_bytes_behind_the_file_may_be_a_list_of_a_kind_that_is_not_known(tmp_path: Path) -> None:
+    kernel = configured(tmp_path, STAYING)
+    kernel.write_bytes(kernel.read_bytes() + b"whatever")
+
+    line = refused("patch", kernel, "-o", tmp_path / "out", *FUNCTION, code="kaslr-slot")
+    assert "behind the ELF file may be a list" in line
+    _not_verified(kernel, tmp_path)
+
+
+def test_the_name_of_a_kept_relocation_section_does_not_matter(tmp_path: Path) -> None:
+    kernel = configured(tmp_path, STAYING, linking=KEPT)
+    kernel.write_bytes(kernel.read_bytes().replace(b".rela.", b".kept."))
+
+    assert "--emit-relocs" in refused("patch", kernel, "-o", tmp_path / "out", *FUNCTION, code="kaslr-slot")
+    _not_verified(kernel, tmp_path)
+
+
 def _not_verified(kernel: Path, folder: Path) -> None:
     """See that the verifier, which looks for itself, takes this kernel for one that may move."""
     succeed("patch", kernel, "-o", folder / "forced", *FUNCTION, "--force", "kaslr-slot")
@@ -292,6 +341,14 @@ def test_functions_of_kaslr_show_that_a_kernel_moves(tmp_path: Path, name: str) 
     line = refused("patch", kernel, "-o", tmp_path / "out", *FUNCTION, code="kaslr-slot")
     assert f"it has {name}" in line
     assert "nokaslr" in line
+
+
+def test_functions_of_kaslr_outweigh_a_configuration(tmp_path: Path) -> None:
+    kernel = configured(tmp_path, STAYING, linking=("--defsym=kaslr_get_random_long=function",))
+
+    line = refused("patch", kernel, "-o", tmp_path / "out", *FUNCTION, code="kaslr-slot")
+    assert "it has kaslr_get_random_long" in line
+    _not_verified(kernel, tmp_path)
 
 
 # Programs and shared objects

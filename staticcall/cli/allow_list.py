@@ -20,7 +20,9 @@ from staticcall.pipeline.integrity import allowed_in, render_allow_list
 @target_option
 @version_option
 def command(file: Path, output: Path | None, table: str | None, targets: tuple[tuple[str, str], ...]) -> int:
-    """List every byte range of FILE that run-time patching may change, and all its legal contents, as JSON.
+    """List what run-time patching may change, as JSON.
+
+    Every byte range of FILE that it may write is there with all its legal contents.
 
     For monitors that compare code in memory with the file: what is listed may differ from it, in these ways only. The
     keys themselves are data and not listed. All displacements are relative, so the bytes hold wherever the image is

@@ -51,7 +51,9 @@ def command(
     verbose: bool,
     quiet: bool,
 ) -> int:
-    """Compare the memory in a core with what run-time patching may make of FILE's code.
+    """Compare a memory image with what FILE allows.
+
+    Held against each other are the memory in a core and what run-time patching may make of FILE's code.
 
     Each site and trampoline is legal (also in the middle of an update), unknown (a branch to code that is no known
     target of its key), corrupt, freed (of a section that only the start needs) or absent (not in the core). Unknown

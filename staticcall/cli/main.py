@@ -64,10 +64,12 @@ def cli() -> None:
       staticcall report vmlinux
       staticcall report --format json --scan vmlinux > report.json
       staticcall patch vmlinux --bind -o vmlinux.bound --edits undo.json
+      staticcall patch vmlinux --pin might_resched -o vmlinux.pinned --edits undo.json
       staticcall patch app --set checksum=checksum_avx2 -o app.fast
       staticcall annotate --in-place kernel/sched/core.o
       staticcall verify vmlinux vmlinux.bound
       staticcall revert vmlinux.bound --edits undo.json -o vmlinux.again
+      staticcall check-memory vmlinux --core /proc/kcore
 
     \b
     Exit codes: 0 done; 1 done, with findings; 2 wrong usage; 3 a file cannot be

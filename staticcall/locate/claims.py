@@ -18,9 +18,8 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cache
 from itertools import compress
-from operator import itemgetter, le, or_
+from operator import attrgetter, itemgetter, le
 from typing import Final, NamedTuple
 
 from staticcall.abi import elf64, static_call
@@ -91,18 +90,14 @@ def about_claims(image: Image, located: Located, symbols: Mapping[str, Symbol], 
 
     `symbols` has those that a table ends at. Unless `thorough`, what is long and harmless is left alone.
     """
-    addresses = [*located.trampolines, *[site[1] for site in located.sites]]
-    behind = len(located.trampolines)
-
-    @cache
-    def numbers() -> dict[int, int]:
-        return dict(zip(addresses, range(len(addresses)), strict=True))
+    sites, address_of = located.sites, attrgetter("address")
 
     def size_at(start: int) -> int:
-        number = numbers()[start] - behind
-        return located.sites[number].instruction.length if number >= 0 else static_call.TRAMPOLINE_SIZE
+        if start in located.trampolines:
+            return static_call.TRAMPOLINE_SIZE
+        return sites[bisect_left(sites, start, key=address_of)].instruction.length
 
-    places = _Places(addresses, size_at)
+    places = _Places([*located.trampolines, *map(address_of, sites)], size_at)
     claims = _locate(image, places, _ends_in(image) if thorough else symbols, thorough=thorough)
     for owner, address, reason in claims.unreadable:
         message = f"the table {owner} at {image.where(address)} cannot be read: {reason}"
@@ -129,6 +124,9 @@ def _locate(image: Image, places: _Places, symbols: Mapping[str, Symbol], *, tho
     found: list[Claim] = []
     unreadable: list[Unreadable] = []
     for owner, start, size in _tables(image, symbols):
+        if size is None:
+            unreadable.append(Unreadable(owner, start, "it has no symbol for its other end"))
+            continue
         if not thorough and (owner is Owner.KPROBE_BLACKLIST or (owner in _HARMLESS and size > _LONG)):
             continue
         try:
@@ -152,25 +150,33 @@ class _Table(NamedTuple):
     data: bytes
 
 
-def _tables(image: Image, symbols: Mapping[str, Symbol]) -> Iterator[tuple[Owner, int, int]]:
-    """Owner, address and size of every table, by its sections or else by the symbols at its ends."""
+def _tables(image: Image, symbols: Mapping[str, Symbol]) -> Iterator[tuple[Owner, int, int | None]]:
+    """Owner, address and size of every table, by its sections and by the symbols at its ends.
+
+    The size is None, and the address that of the symbol, where there is only one of the two.
+    """
     named = set()
     owners = {str(owner): owner for owner in Owner}
     for section in image.sections:
         owner = owners.get(section.name)
         if owner is not None and section.flags & elf64.SHF_ALLOC and section.size:
-            named.add(owner)
+            named.add((owner, section.address))
             yield owner, section.address, section.size
     for owner, (start, stop) in _ENDS.items():
-        if owner not in named and image.placement is None and start in symbols and stop in symbols:
-            first, last = symbols[start].address, symbols[stop].address
-            if first != last:
-                yield owner, first, last - first
+        ends = [symbols[name].address for name in (start, stop) if name in symbols]
+        if image.placement is not None or not ends or (owner, ends[0]) in named:
+            continue
+        if len(ends) == 1:
+            yield owner, ends[0], None
+        elif ends[0] != ends[1]:
+            yield owner, ends[0], ends[1] - ends[0]
 
 
 def _code_of(image: Image) -> range:
     """The addresses from the first instruction of the image to its last."""
-    code = [(s.address, s.address + s.size) for s in image.sections if s.executable and s.size]
+    # Objects may have all the empty replacements of their alternatives in an empty section.
+    places = image.placement is not None
+    code = [(s.address, s.address + s.size) for s in image.sections if s.executable and (s.size or places)]
     return range(min(start for start, _ in code), max(stop for _, stop in code)) if code else range(1 << 64)
 
 
@@ -197,8 +203,8 @@ def _listed(image: Image, table: _Table, places: _Places, code: range) -> Iterat
         data += bytes(-len(data) % _WORD)
     _check_size(data, step)
     fields = elf64.column(data, "i", 0, words)
-    blocks = places.numbered(fields, start, step)
-    if not places.within(blocks, code):
+    blocks = places.numbered(fields, start, step, code)
+    if blocks is None:
         raise MalformedError("it names places outside of all code")
     for number in compress(range(len(fields)), map(places.blocks.__contains__, blocks)):
         address = start + step * number + fields[number]
@@ -216,18 +222,15 @@ def _alternatives(table: _Table, places: _Places, code: range) -> Iterator[Claim
         if len(data) % step or 0 in lengths or not all(map(le, shorter, lengths)):
             continue
         fields = _column(data, 0, step)
-        blocks = places.numbered(fields, start, step)
-        if places.within(blocks, code) and places.within(
-            places.numbered(_column(data, 4, step), start + 4, step), code
-        ):
+        blocks = places.numbered(fields, start, step, code)
+        if blocks is not None and places.numbered(_column(data, 4, step), start + 4, step, code) is not None:
             break
     else:
         raise MalformedError("no layout of struct alt_instr makes sense of it")
     # Most are so short that they start at most one block before a place; the others are few.
-    here, next_ = places.blocks.__contains__, map((1).__add__, blocks)
-    near = map(or_, map(here, blocks), map(here, next_))
-    long = map((1 << _BLOCK_BITS).__lt__, lengths)
-    for number in compress(range(len(fields)), map(or_, long, near)):
+    here, numbers = places.blocks.__contains__, range(len(fields))
+    near = {*compress(numbers, map(here, blocks)), *compress(numbers, map(here, map((1).__add__, blocks)))}
+    for number in sorted(near.union(compress(numbers, lengths.translate(_LONGER)))):
         address = start + step * number + fields[number]
         if places.touching(address, address + lengths[number]):
             yield Claim(Owner.ALTERNATIVES, address, lengths[number])
@@ -277,6 +280,8 @@ def _check_size(data: bytes, entry: int) -> None:
 _BLOCK_BITS: Final = 4
 _BIAS: Final = 1 << 31
 _NEAR: Final = 1 << 30
+# What makes 1 of a length of more than a block, and 0 of any other.
+_LONGER: Final = bytes(length > 1 << _BLOCK_BITS for length in range(256))
 
 
 class _Places:
@@ -291,14 +296,26 @@ class _Places:
         self.starts = sorted(starts)
         self._size_at = size_at
         self._offset = _BIAS - (self.starts[0] if self.starts else 0)
-        low, high = self._offset - 4, self._offset + _LONGEST - 1
-        self.blocks = {start + low >> _BLOCK_BITS for start in self.starts}
-        self.blocks.update([start + high >> _BLOCK_BITS for start in self.starts])
+        self.blocks = {*self._blocks(-4), *self._blocks(_LONGEST - 1)}
+
+    def _blocks(self, distance: int) -> Iterable[int]:
+        """The blocks of what is that far from the starts of the places."""
+        starts, by = self.starts, self._offset + distance
+        if not starts or starts[-1] - starts[0] >= _NEAR:
+            return [start + by >> _BLOCK_BITS for start in starts]
+        # As lanes of one integer, of 64 bits each; what is left of an address has 32.
+        lanes = int.from_bytes(elf64.little_endian(array("Q", starts)), "little")
+        ones = int.from_bytes((1).to_bytes(elf64.POINTER_SIZE, "little") * len(starts), "little")
+        lanes = lanes - ones * starts[0] + ones * (_BIAS + distance) >> _BLOCK_BITS
+        return elf64.column(lanes.to_bytes(elf64.POINTER_SIZE * len(starts), "little"), "I", 0, 2)
 
     def touching(self, start: int, stop: int) -> list[int]:
         """Where the places start that have a byte from `start` up to, not including, `stop`."""
-        near = self.starts[bisect_right(self.starts, start - _LONGEST) : bisect_left(self.starts, stop)]
-        return [place for place in dict.fromkeys(near) if place + self._size_at(place) > start]
+        first, behind = bisect_right(self.starts, start - _LONGEST), bisect_left(self.starts, stop)
+        if first >= behind:
+            return []
+        near = dict.fromkeys(self.starts[first:behind])
+        return [place for place in near if place + self._size_at(place) > start]
 
     def near(self, address: int) -> bool:
         """Whether something of at most one block that starts at an address may touch a place."""
@@ -310,30 +327,42 @@ class _Places:
         before = ((start, bisect_right(functions, start) - 1) for start in self.starts)
         return {functions[at] for start, at in before if at >= 0 and start - functions[at] < _MOST_FUNCTION}
 
-    def within(self, blocks: Sequence[int], code: range) -> bool:
-        """Whether no block is off the code."""
-        first, last = (address + self._offset >> _BLOCK_BITS for address in (code.start, code.stop))
-        return not blocks or (first <= min(blocks) and max(blocks) <= last)
+    def numbered(self, fields: array[int], place: int, step: int, code: range) -> Sequence[int] | None:
+        """The numbers of the blocks that s32 fields lead to, None where one is off the code.
 
-    def numbered(self, fields: array[int], place: int, step: int) -> Sequence[int]:
-        """The numbers of the blocks that s32 fields lead to; the first field lies at `place`, the next `step` on."""
+        The first field lies at `place`, the next `step` on.
+        """
         count, far = len(fields), place + self._offset - _BIAS
+        first, last = (address + self._offset >> _BLOCK_BITS for address in (code.start, code.stop))
         # As lanes of one integer: with its sign turned an s32 is 2^31 more than it was, and never negative.
-        lanes = int.from_bytes(elf64.little_endian(fields), "little") ^ _lanes(_BIAS, count)
-        near = _lanes(_NEAR, count)
+        ones = int.from_bytes((1).to_bytes(_WORD, "little") * count, "little")
+        lanes, near = int.from_bytes(elf64.little_endian(fields), "little") ^ ones * _BIAS, ones * _NEAR
         if not -_NEAR < far < _NEAR - count * step or (lanes ^ lanes >> 1) & near != near:
             # A sum could run over into the next lane.
-            return [place + step * number + field + self._offset >> _BLOCK_BITS for number, field in enumerate(fields)]
-        lanes += int.from_bytes(elf64.little_endian(array("I", range(0, count * step, step))), "little")
-        lanes += _lanes(far, count) if far >= 0 else -_lanes(-far, count)
-        lanes = lanes >> _BLOCK_BITS & _lanes((1 << 32 - _BLOCK_BITS) - 1, count)
+            blocks = [
+                place + step * number + field + self._offset >> _BLOCK_BITS for number, field in enumerate(fields)
+            ]
+            return blocks if not blocks or (first <= min(blocks) and max(blocks) <= last) else None
+        most = (1 << 32 - _BLOCK_BITS) - 1
+        lanes = lanes + _counting(count) * step + ones * far >> _BLOCK_BITS & ones * most
+        if last < 0 or first > most:
+            return None if count else ()
+        # What this adds up to, and what is left of that, has the uppermost bit of its lane for a block in bounds.
+        lower, upper = lanes + ones * (_BIAS - max(first, 0)), ones * (_BIAS + min(last, most)) - lanes
+        if lower & upper & ones * _BIAS != ones * _BIAS:
+            return None
         return elf64.column(lanes.to_bytes(_WORD * count, "little"), "I", 0, 1).tolist()
+
+
+def _counting(count: int) -> int:
+    """The numbers from 0 to `count` - 1, in lanes of 32 bits."""
+    lanes, ones, done = 0, 1, 1
+    while done < count:
+        lanes |= lanes + ones * done << 32 * done
+        ones |= ones << 32 * done
+        done *= 2
+    return lanes & (1 << 32 * count) - 1
 
 
 # What a place has at most: a trampoline.
 _LONGEST: Final = 8
-
-
-def _lanes(value: int, count: int) -> int:
-    """The same 32 bits many times over."""
-    return int.from_bytes(value.to_bytes(_WORD, "little") * count, "little")

@@ -5,11 +5,14 @@ of a list. 64-bit kernels without it run where they are linked, wherever in phys
 
     the image is position independent       its dynamic relocations are the list
     vmlinux.relocs                          that list, if the user names it
-    .rela sections of loaded sections       --emit-relocs, which a build gives the linker for KASLR alone; the list
+    .rela sections that are not loaded      --emit-relocs, which a build gives the linker for KASLR alone; the list
                                             is made of their R_X86_64_64
     bytes behind the ELF file               that list, in what a bzImage decompresses to
     kaslr_get_random_long, and so on        functions that are compiled with CONFIG_RANDOMIZE_BASE only
-    IKCFG_ST                                the kernel's configuration: CONFIG_IKCONFIG
+    IKCFG_ST in .rodata                     the kernel's configuration: CONFIG_IKCONFIG
+
+A kernel may carry other kernels' configurations too, in an initramfs for one. So the one in another section proves
+nothing, and neither does one of two.
 
 The list is of words of four bytes, each a linked address without its upper half:
 
@@ -36,6 +39,8 @@ _WORD: Final = 4
 _LISTS: Final = (2, 3)
 _UPPER_HALF: Final = 0xFFFF_FFFF_0000_0000
 _CONFIG_MARK: Final = b"IKCFG_ST"
+_CONFIG_END: Final = b"IKCFG_ED"
+_CONFIG_SECTION: Final = ".rodata"
 _CHUNK: Final = 1 << 20
 _MOST_CONFIG: Final = 1 << 23
 _RANDOMIZED: Final = b"CONFIG_RANDOMIZE_BASE=y"
@@ -70,23 +75,17 @@ def _extents(image: Image) -> Iterator[range]:
 
 
 def _by_kept_relocations(image: Image) -> Moves | None:
-    kept = [
-        (section, image.sections[section.info])
-        for section in image.sections
-        if section.type == elf64.SHT_RELA
-        and not section.flags & elf64.SHF_ALLOC
-        and section.info < len(image.sections)
-        and image.sections[section.info].flags & elf64.SHF_ALLOC
-    ]
+    kept = [s for s in image.sections if s.type == elf64.SHT_RELA and not s.flags & elf64.SHF_ALLOC]
     if not kept:
         return None
     relocated: set[int] = set()
     known = []
-    for section, target in kept:
-        if not target.executable and target.address:
+    for section in kept:
+        target = image.sections[section.info] if section.info < len(image.sections) else section
+        if target.flags & elf64.SHF_ALLOC and not target.executable and target.address:
             relocated.update(_slots_of(image, section))
             known.append(range(target.address, target.address + target.size))
-    names = ", ".join(section.name for section, _ in kept[:2]) + ("..." if kept[2:] else "")
+    names = ", ".join(section.name for section in kept[:2]) + ("..." if kept[2:] else "")
     return Moves(Motion.MOVES, f"it was linked with --emit-relocs ({names})", frozenset(relocated), tuple(known))
 
 
@@ -146,6 +145,8 @@ def _listed(image: Image, data: bytes) -> Sequence[int] | None:
     if used and not (lowest <= min(used) | _UPPER_HALF and max(used) | _UPPER_HALF < highest):
         return None
     slots = sorted(word | _UPPER_HALF for word in words[1 : stops[1]])
+    if not slots:
+        return None  # zeros alone, which may be padding
     read = [code for _, _, code in image.read_each(slots, elf64.POINTER_SIZE)]
     pointers = sum(code[_WORD:] == b"\xff\xff\xff\xff" for code in read)
     # Some are addresses in physical memory; in another kernel's list hardly any would be a pointer.
@@ -158,26 +159,26 @@ def _by_config(image: Image) -> Moves | None:
         return None
     if _RANDOMIZED in config:
         return Moves(Motion.MOVES, "its configuration has CONFIG_RANDOMIZE_BASE")
+    if _end_of(image) < image.source.size:
+        return Moves(Motion.UNKNOWN, "what stands behind the ELF file may be a list of what is relocated")
     return Moves(Motion.STAYS, "its configuration has no CONFIG_RANDOMIZE_BASE")
 
 
 def _config_of(image: Image) -> list[bytes] | None:
-    """The lines of the configuration that a kernel carries, None without one, or with a damaged one."""
+    """The lines of the configuration that a kernel carries, None without one, with two, or with a damaged one."""
     import zlib  # noqa: PLC0415 - seldom asked for
 
-    bodies = [(s.offset, s.size) for s in image.sections if _is_data(s)]
-    for offset, size in bodies or [(segment.offset, segment.file_size) for segment in image.segments]:
-        place = _find(image, offset, size)
-        if place is None:
-            continue
-        packed = image.source.read(place, min(_CHUNK, image.source.size - place))
-        unpacker = zlib.decompressobj(zlib.MAX_WBITS | 16)
-        try:
-            text = unpacker.decompress(packed, _MOST_CONFIG)
-        except zlib.error:
-            return None
-        return text.splitlines() if unpacker.eof else None
-    return None
+    marks = [(section.name, at) for section in image.sections if _is_data(section) for at in _marks(image, section)]
+    if [name for name, _ in marks] != [_CONFIG_SECTION]:
+        return None
+    place = marks[0][1]
+    packed = image.source.read(place, min(_CHUNK, image.source.size - place))
+    unpacker = zlib.decompressobj(zlib.MAX_WBITS | 16)
+    try:
+        text = unpacker.decompress(packed, _MOST_CONFIG)
+    except zlib.error:
+        return None
+    return text.splitlines() if unpacker.eof and unpacker.unused_data.startswith(_CONFIG_END) else None
 
 
 def _is_data(section: Section) -> bool:
@@ -185,15 +186,15 @@ def _is_data(section: Section) -> bool:
     return bool(stored and not section.executable)
 
 
-def _find(image: Image, offset: int, size: int) -> int | None:
-    """The offset behind the mark of a configuration in a part of the file."""
-    overlap = len(_CONFIG_MARK) - 1
-    for start in range(offset, offset + size, _CHUNK):
-        chunk = image.source.read(start, min(_CHUNK + overlap, offset + size - start))
+def _marks(image: Image, section: Section) -> Iterator[int]:
+    """The offsets behind the marks of configurations in a section."""
+    overlap, end = len(_CONFIG_MARK) - 1, section.offset + section.size
+    for start in range(section.offset, end, _CHUNK):
+        chunk = image.source.read(start, min(_CHUNK + overlap, end - start))
         at = chunk.find(_CONFIG_MARK)
-        if at >= 0:
-            return start + at + len(_CONFIG_MARK)
-    return None
+        while at >= 0:
+            yield start + at + len(_CONFIG_MARK)
+            at = chunk.find(_CONFIG_MARK, at + 1)
 
 
 def _by_symbols(image: Image) -> Moves | None:

@@ -1,9 +1,10 @@
 """Whether a kernel may run elsewhere than it is linked, by what its file carries.
 
-Only one thing proves that it never does: the configuration inside of it, between IKCFG_ST and IKCFG_ED, without
-CONFIG_RANDOMIZE_BASE. Relocations that the linker kept, or a list of them behind the ELF file, are made for moving.
+Only one thing proves that it never does: the configuration in its .rodata, between IKCFG_ST and IKCFG_ED, without
+CONFIG_RANDOMIZE_BASE. Relocations that the linker kept, a list of them behind the ELF file, and some functions are
+made for moving.
 
-Source: kernel/configs.c, arch/x86/Kconfig, Linux 5.10 to 6.12.
+Source: kernel/configs.c, arch/x86/Kconfig, arch/x86/lib/Makefile, arch/x86/mm/kaslr.c, Linux 5.10 to 6.12.
 """
 
 from __future__ import annotations
@@ -19,19 +20,21 @@ from staticcall.verify.source import Source, Span
 
 _START, _END = b"IKCFG_ST", b"IKCFG_ED"
 _MOST_CONFIG = 1 << 23
+_KASLR_FUNCTIONS = (b"kaslr_get_random_long", b"kernel_randomize_memory")
 
 
 def may_move(source: Source, layout: Layout) -> bool:
     """Whether nothing in the kernel's file proves that it stays where it is linked."""
     if layout.movable or _keeps_relocations(layout) or _goes_on(source, layout):
         return True
-    found = [packed for body in _data(layout) for packed in _packed(source.read(*body))]
-    return len(found) != 1 or _randomizes(_unpacked(found[0]))
+    if _has_kaslr(source, layout):
+        return True
+    found = [(name, packed) for name, body in _data(layout) for packed in _packed(source.read(*body))]
+    return [name for name, _ in found] != [".rodata"] or _randomizes(_unpacked(found[0][1]))
 
 
 def _keeps_relocations(layout: Layout) -> bool:
-    loaded = {f".rela{section.name}" for section in layout.sections if section.allocated}
-    return any(section.type == "SHT_RELA" and section.name in loaded for section in layout.sections)
+    return any(section.type == "SHT_RELA" and not section.allocated for section in layout.sections)
 
 
 def _goes_on(source: Source, layout: Layout) -> bool:
@@ -41,9 +44,15 @@ def _goes_on(source: Source, layout: Layout) -> bool:
     return max(ends) < source.size
 
 
-def _data(layout: Layout) -> list[Span]:
+def _has_kaslr(source: Source, layout: Layout) -> bool:
+    """Whether a function has a name that only kernels with CONFIG_RANDOMIZE_BASE have."""
+    strings = [source.read(*section.body) for section in layout.sections if section.type == "SHT_STRTAB"]
+    return any(b"\0" + name + b"\0" in names for name in _KASLR_FUNCTIONS for names in strings)
+
+
+def _data(layout: Layout) -> list[tuple[str, Span]]:
     return [
-        section.body
+        (section.name, section.body)
         for section in layout.sections
         if section.type == "SHT_PROGBITS" and section.allocated and not section.flags & SH_FLAGS.SHF_EXECINSTR
     ]
