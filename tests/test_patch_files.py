@@ -294,10 +294,11 @@ def test_what_is_done_is_told(program: Path) -> None:
     out = program.with_name("out")
     lines = succeed("patch", program, "-o", out, *FAST, "--bind").splitlines()
     size = program.stat().st_size
-    assert re.fullmatch(r"  3 keys bound to .*, 4 sites direct", lines.pop(2))
+    assert re.fullmatch(r"  3 keys bound to .*, 4 sites direct", lines.pop(3))
     assert lines == [
         f"{program} -> {out}",
         "  alpha: alpha_plain -> alpha_fast, 5 sites direct, 4 by trampoline",
+        "    types agree by DWARF: int alpha_fast(int)",
         "  11 edits, 59 bytes",
         f"verified: {size:,} bytes compared; changed sites: 6 call, 1 nop, 1 prefixed_call, 1 ret0;"
         " changed trampolines: 1; changed keys: 1",

@@ -22,7 +22,7 @@ def each(
     A process gets at most `most_at_once` items at a time. An interruption from the keyboard reaches all processes of
     a terminal: the first one heeds it when the next result is there, the others end what they have begun, so that none
     stops in a file that is half written. A signal that ends the first one ends all, and none outlives it. To be called
-    in the main thread. Raises `InputError` where the system killed a process.
+    in the main thread. Raises `InputError` where the system killed a process, or has no room for one.
     """
     if jobs == 1 or len(items) <= 1:
         yield from map(function, items)
@@ -42,13 +42,32 @@ def each(
                 min(jobs, len(items)), context, initializer=_begin, initargs=(os.getpid(), _prctl())
             ) as pool,
         ):
-            for result in pool.map(function, items, chunksize=chunk):
+            for result in _started(lambda: pool.map(function, items, chunksize=chunk)):
                 if interrupts:
                     pool.shutdown(cancel_futures=True)
                     raise KeyboardInterrupt
                 yield result
     except BrokenExecutor as error:
         raise InputError("a process of -j was killed, perhaps for its memory", advice="give a smaller -j") from error
+    except RuntimeError as error:
+        # The pool cannot wait for its own thread where that was what could not be started.
+        if isinstance(error.__context__, InputError):
+            raise error.__context__ from None
+        raise
+
+
+def _started(start: Callable[[], Iterator[_Result]]) -> Iterator[_Result]:
+    """Start all processes; raises `InputError` where the system has no room for one, and leaves none behind."""
+    try:
+        return start()
+    except (OSError, RuntimeError) as error:  # of fork(), of a thread
+        from multiprocessing import active_children  # noqa: PLC0415 - as above
+
+        for child in active_children():
+            # It has no work, and the end of this process would wait for it. A signal that can be handled is lost
+            # on a process that Python has not yet set up.
+            child.kill()
+        raise InputError(f"the processes of -j cannot be started: {error}", advice="give a smaller -j") from error
 
 
 @contextmanager

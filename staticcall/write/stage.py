@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from threading import Event
 
-from staticcall.errors import InputError
+from staticcall.errors import InputError, OutputError
 from staticcall.model.change import Edit
 from staticcall.write import signals
 from staticcall.write.files import (
@@ -41,7 +41,10 @@ class Staging:
         self._source = source
         self._temporary = temporary
         self._background = background
-        self._copied = background.submit(_copy_file, source, temporary.descriptor, self.abandoned)
+        try:
+            self._copied = background.submit(_copy_file, source, temporary.descriptor, self.abandoned)
+        except RuntimeError as error:  # so says threading where the system has no thread left for this user
+            raise OutputError(f"cannot be written: {error}", path=temporary.target, advice="run again") from error
         self._flushed: Future[None] | None = None
 
     def apply(self, edits: Iterable[Edit]) -> None:

@@ -32,7 +32,7 @@ class Publication(NamedTuple):
 def publish_together(
     target: StrPath, first: Sequence[Publication], last: Callable[[], None], check: Callable[[], None]
 ) -> None:
-    """Publish the `first` in their order, then the `last`, whose name is `target`.
+    """Publish the `first` in their order, pipes and devices before files, then the `last`, whose name is `target`.
 
     The names of the first are on the disk before the last has its own. `check` is asked right before: no other run
     publishes beside `target` meanwhile. Where anything fails the first are taken back. Raises `OutputError`, and
@@ -41,12 +41,18 @@ def publish_together(
     done: list[Publication] = []
     with alone_beside(target):
         check()
+        for publication in first:
+            if publication.target is None:
+                # A reader may keep this waiting for ever, and then the run has to be stoppable.
+                publication.publish()
         with signals.held():
             try:
                 for publication in first:
+                    if publication.target is None:
+                        continue
                     publication.publish()
                     done.append(publication)
-                for folder in dict.fromkeys(os.path.dirname(one.target) for one in first if one.target is not None):
+                for folder in dict.fromkeys(os.path.dirname(one.target) for one in done if one.target is not None):
                     flush_directory(folder)
                 last()
             except BaseException as error:
@@ -86,7 +92,7 @@ def _lock(descriptor: int, target: StrPath) -> None:
                 raise OutputError(
                     "cannot be written: another run publishes in its folder",
                     path=target,
-                    advice="nothing was published; run again",
+                    advice="nothing was published; run again, and not under `flock` of this folder",
                 ) from None
             time.sleep(_PAUSE_SECONDS)
         else:
