@@ -124,8 +124,9 @@ def main() -> None:
             if not module.name.endswith("__main__"):
                 import_module(module.name)
     target = _Target(options)
-    arguments = [sys.argv[0], str(options.home / "corpus"), f"-seed={options.seed}", "-timeout=0", "-rss_limit_mb=0"]
-    arguments += ["-len_control=0", "-verbosity=0", f"-artifact_prefix={options.home}/"]
+    # The judge has limits of its own. atheris takes a limit of 0 seconds for one, and rings after a second.
+    arguments = [sys.argv[0], str(options.home / "corpus"), f"-seed={options.seed}", "-timeout=3600"]
+    arguments += ["-rss_limit_mb=0", "-len_control=0", "-verbosity=0", f"-artifact_prefix={options.home}/"]
     atheris.Setup(arguments, target, custom_mutator=target.mutate)
     atheris.Fuzz()
 
