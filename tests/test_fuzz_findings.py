@@ -94,3 +94,18 @@ def test_many_sites_of_a_section_without_alignment_are_judged_by_few_questions(t
     assert outcome.code == 0, outcome
     assert json.loads(outcome.out)["summary"]["undecided"] == 4000
     assert time.process_time() - start < SECONDS
+
+
+@pytest.mark.parametrize("lost", range(6))
+def test_another_table_may_name_a_call_that_only_the_scan_finds(tmp_path: Path, lost: int) -> None:
+    source = small_kernels.SOURCE.with_name("claims.S")
+    kernel = small_kernels.build(tmp_path, "6.12.0", "EXCEPTIONS", "PLACE=zero_call", source=source)
+    elf = Elf(kernel.read_bytes())
+    table = elf.section(".static_call_sites")
+    for field, change in (("addr", 8), ("offset", 8), ("size", -8)):
+        table[field] += lost * change
+    kernel.write_bytes(elf.data)
+    (image,) = json.loads(staticcall("report", "--scan", "--format", "json", kernel).out)["images"]
+
+    (finding,) = [one for one in image["findings"] if one["code"] == "overlaps-exception"]
+    assert int(finding["address"], 16) == elf.symbol("zero_call")["value"]

@@ -18,6 +18,7 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from itertools import compress
 from operator import attrgetter, itemgetter, le
 from typing import Final, NamedTuple
@@ -90,14 +91,15 @@ def about_claims(image: Image, located: Located, symbols: Mapping[str, Symbol], 
 
     `symbols` has those that a table ends at. Unless `thorough`, what is long and harmless is left alone.
     """
-    sites, address_of = located.sites, attrgetter("address")
 
-    def size_at(start: int) -> int:
-        if start in located.trampolines:
-            return static_call.TRAMPOLINE_SIZE
-        return sites[bisect_left(sites, start, key=address_of)].instruction.length
+    @cache
+    def sizes() -> dict[int, int]:
+        # Seldom asked for.
+        own = {site.address: site.instruction.length for site in located.sites}
+        return own | dict.fromkeys(located.trampolines, static_call.TRAMPOLINE_SIZE)
 
-    places = _Places([*located.trampolines, *map(address_of, sites)], size_at)
+    addresses = map(attrgetter("address"), located.sites)
+    places = _Places([*located.trampolines, *addresses], lambda start: sizes()[start])
     claims = _locate(image, places, _ends_in(image) if thorough else symbols, thorough=thorough)
     for owner, address, reason in claims.unreadable:
         message = f"the table {owner} at {image.where(address)} cannot be read: {reason}"
