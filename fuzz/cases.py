@@ -188,31 +188,16 @@ def _verify(random: Random, seed: Seed, content: bytes) -> Case:
 def _revert(random: Random, seed: Seed, content: bytes) -> Case:
     patched, undo = (PATCHED, BAD) if seed.kind == "undo" else (BAD, UNDO)
     what = "a damaged undo file" if seed.kind == "undo" else "a damaged image"
-    if random.random() < 0.7:
-        return _case(
-            f"revert, {what}",
-            seed,
-            content,
-            "revert",
-            patched,
-            "--edits",
-            undo,
-            "-o",
-            OUT,
-            codes=(0, 3, 4, 5),
-            outputs=[OUT],
-        )
+    apart = random.random() < 0.7
+    place = ("-o", OUT) if apart else ("--in-place",)
     return _case(
         f"revert, {what}",
         seed,
         content,
-        "revert",
-        patched,
-        "--edits",
-        undo,
-        "--in-place",
+        *("revert", patched, "--edits", undo, *place),
         codes=(0, 3, 4, 5),
-        changes=[patched],
+        outputs=[OUT] if apart else [],
+        changes=[] if apart else [patched],
     )
 
 

@@ -108,6 +108,14 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Builder:
 
 
 @pytest.fixture
+def plain(made: objects.Objects, tmp_path: Path) -> Path:
+    """An object to be annotated, alone in a folder."""
+    folder = tmp_path / "objects"
+    folder.mkdir()
+    return Path(shutil.copy(made("calls"), folder / "plain.o"))
+
+
+@pytest.fixture
 def room(built: Builder, tmp_path: Path) -> Room:
     folder = tmp_path / "room"
     folder.mkdir()

@@ -8,10 +8,7 @@ and by its preemption model. Their sites have to follow, also those that were pa
 
 from __future__ import annotations
 
-import shutil
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,9 +18,9 @@ from tests.support.booting import (
     ASK_CLOCK,
     RELIABLE_CLOCK,
     SETS,
-    Places,
     assert_revert,
     boot_and_compare,
+    changed_by_hand,
     func_in,
     incoherent,
     patched_kernel,
@@ -80,22 +77,6 @@ def test_a_bound_kernel_boots_with_the_code_that_is_in_its_file(
 # What these tests could not see, they would not guard against.
 
 
-@contextmanager
-def _changed_by_hand(kernel: Vmlinux, folder: Path, changes: Places) -> Iterator[Path]:
-    """A kernel with other bytes at some addresses, and nothing that asks whether that is right."""
-    path = folder / "vmlinux"
-    try:
-        shutil.copyfile(kernel.path, path)
-        with path.open("r+b") as file:
-            for address, code in changes.items():
-                section = kernel.section(address)
-                file.seek(section.offset + address - section.address)
-                file.write(code)
-        yield path
-    finally:
-        path.unlink(missing_ok=True)
-
-
 @pytest.mark.parametrize("kernel", ["61"], indirect=True)
 def test_half_a_change_shows_in_memory(slim: Vmlinux, tmp_path: Path) -> None:
     site_only, slot_only = slim.keys["amd_pstate_enable"], slim.keys["xen_hypercall"]
@@ -103,7 +84,7 @@ def test_half_a_change_shows_in_memory(slim: Vmlinux, tmp_path: Path) -> None:
     (wrong,) = slim.codes_for(site, slim.address(SETS[site_only.name]))
     new_func = slim.address(SETS[slot_only.name])
     changes = {site.address: wrong, slot_only.address: struct.pack("<Q", new_func)}
-    with _changed_by_hand(slim, tmp_path, changes) as path:
+    with changed_by_hand(slim, tmp_path, changes) as path:
         places = places_of(slim, path, [site_only.name, slot_only.name])
         booted = boot_and_compare(path, tmp_path, places)
     memory = {**places, **booted.memory}
@@ -119,7 +100,7 @@ def test_half_a_change_shows_in_memory(slim: Vmlinux, tmp_path: Path) -> None:
 def test_a_kernel_stops_at_a_site_that_it_would_not_have_written(slim: Vmlinux, tmp_path: Path) -> None:
     site = next(call for call in slim.calls if call.code[0] == CALL and call.stays)
     harmless = bytes.fromhex("0f1f400090")  # two nops, and not the one
-    with _changed_by_hand(slim, tmp_path, {site.address: harmless}) as path:
+    with changed_by_hand(slim, tmp_path, {site.address: harmless}) as path:
         booted = guest.boot(path, tmp_path / "guest", seconds=SECONDS_OF_SILENCE)
     # It stops before it has a console.
     assert "Linux version" not in booted.log

@@ -21,24 +21,11 @@ from staticcall.read.source import FileSource, read_whole
 from staticcall.verify import proof
 from staticcall.verify.objects import annotation
 from tests.support.archives import packed
-from tests.support.objects import Objects
-from tests.support.tool import digest, patch, staticcall, staticcall_process, succeed
+from tests.support.tool import digest, names_in, patch, staticcall, staticcall_process, succeed
 from tests.support.toolchain import TIMEOUT_SECONDS
 
 FAST = ("--set", "alpha=alpha_fast")
 PLAIN = ("--set", "alpha=alpha_plain")
-
-
-def _names(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
-
-
-@pytest.fixture
-def plain(made: Objects, tmp_path: Path) -> Path:
-    """An object to be annotated, alone in a folder."""
-    folder = tmp_path / "objects"
-    folder.mkdir()
-    return Path(shutil.copy(made("calls"), folder / "plain.o"))
 
 
 # ---- a file that changes while it is read ----
@@ -96,7 +83,7 @@ def test_an_image_that_changes_meanwhile_is_not_patched(
     assert (outcome.code, outcome.out, outcome.err.count("\n")) == (3, "", 1), outcome
     assert "changed while it was read" in outcome.err or "cannot be" in outcome.err or "shorter" in outcome.err
     assert out.read_text() == "old"
-    assert _names(program.parent) <= {"program", "out"}
+    assert names_in(program.parent) <= {"program", "out"}
 
 
 @pytest.mark.parametrize("how", HOWS)
@@ -114,7 +101,7 @@ def test_an_object_that_changes_meanwhile_is_not_annotated(
     where = ("--in-place",) if in_place else ("-o", str(plain.with_name("out.o")))
     outcome = staticcall("annotate", plain, *where)
     assert (outcome.code, outcome.out, outcome.err.count("\n")) == (3, "", 1), outcome
-    assert _names(plain.parent) <= {"plain.o"}
+    assert names_in(plain.parent) <= {"plain.o"}
 
 
 def test_a_change_within_the_tick_of_the_last_one_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,7 +144,7 @@ def test_a_file_that_shrinks_at_any_time_is_no_bus_error(program: Path, tmp_path
     finally:
         stop.set()
         thread.join()
-    assert _names(tmp_path) <= {"home", "out"}
+    assert names_in(tmp_path) <= {"home", "out"}
 
 
 # ---- two runs on one output ----
@@ -187,7 +174,7 @@ def test_two_runs_on_one_output_keep_output_and_edits_together(program: Path, tm
     assert json.loads(edits.read_text())["patched_sha256"] == digest(out)
     succeed("revert", out, "--edits", edits, "-o", tmp_path / "back")
     assert digest(tmp_path / "back") == digest(program)
-    assert not [name for name in _names(tmp_path) if name.endswith(".staticcall")]
+    assert not [name for name in names_in(tmp_path) if name.endswith(".staticcall")]
 
 
 def test_of_two_runs_in_place_one_gives_way(program: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,7 +193,7 @@ def test_of_two_runs_in_place_one_gives_way(program: Path, monkeypatch: pytest.M
     assert "changed while it was read" in outcome.err
     succeed("revert", program, "--edits", edits, "--in-place")
     assert digest(program) == before
-    assert _names(program.parent) == {"program", "edits"}
+    assert names_in(program.parent) == {"program", "edits"}
 
 
 def test_a_run_waits_for_another_that_publishes(program: Path, tmp_path: Path) -> None:
@@ -251,7 +238,7 @@ def test_what_a_killed_run_left_is_removed_and_nothing_else(plain: Path) -> None
         path.write_text("half")
     _place(out, 3).chmod(0)
     succeed("annotate", plain, "-o", out)
-    left = _names(folder) - {"plain.o", "out.o", other.name, ".out.o.staticcall"}
+    left = names_in(folder) - {"plain.o", "out.o", other.name, ".out.o.staticcall"}
     assert left <= ({_place(out, 3).name} if os.geteuid() else set())
 
 
@@ -264,7 +251,7 @@ def test_what_a_living_run_has_stays(plain: Path) -> None:
         succeed("annotate", plain, "-o", out)
         assert living.read_text() == "half"
     succeed("annotate", plain, "-o", out)
-    assert _names(plain.parent) == {"plain.o", "out.o"}
+    assert names_in(plain.parent) == {"plain.o", "out.o"}
 
 
 def test_with_all_places_taken_there_is_still_one(plain: Path) -> None:
@@ -274,12 +261,12 @@ def test_with_all_places_taken_there_is_still_one(plain: Path) -> None:
         for stream in streams:
             fcntl.flock(stream, fcntl.LOCK_EX)
         succeed("annotate", plain, "-o", out)
-        assert len(_names(plain.parent)) == 10
+        assert len(names_in(plain.parent)) == 10
     finally:
         for stream in streams:
             stream.close()
     succeed("annotate", plain, "-o", out)
-    assert _names(plain.parent) == {"plain.o", "out.o"}
+    assert names_in(plain.parent) == {"plain.o", "out.o"}
 
 
 def test_strangers_of_a_temporary_name_are_left_alone(plain: Path, tmp_path: Path) -> None:
@@ -293,14 +280,14 @@ def test_strangers_of_a_temporary_name_are_left_alone(plain: Path, tmp_path: Pat
     succeed("annotate", plain, "-o", out)
     assert outside.read_text() == "somebody else's"
     assert not (tmp_path / "missing").exists()
-    assert _names(plain.parent) == {"plain.o", "out.o", *(_place(out, number).name for number in range(4))}
+    assert names_in(plain.parent) == {"plain.o", "out.o", *(_place(out, number).name for number in range(4))}
 
 
 def test_an_object_that_needs_nothing_is_swept_around_too(plain: Path) -> None:
     succeed("annotate", "--in-place", plain)
     _place(plain).write_text("half")
     assert "has its table already" in succeed("annotate", "--in-place", plain)
-    assert _names(plain.parent) == {"plain.o"}
+    assert names_in(plain.parent) == {"plain.o"}
 
 
 # ---- out of the output's folder ----
@@ -317,11 +304,11 @@ def test_a_link_in_the_output_folder_is_replaced_and_not_followed(plain: Path, t
         assert not (folder / "plain.o").is_symlink()
         assert (folder / "plain.o").read_bytes() != plain.read_bytes()
         assert outside.read_text() == "somebody else's"
-        assert _names(tmp_path) == {"objects", "built", "outside"}
+        assert names_in(tmp_path) == {"objects", "built", "outside"}
     (tmp_path / "link").symlink_to(folder)
     succeed("annotate", "--output-dir", tmp_path / "link", plain)
     assert (tmp_path / "link").is_symlink()
-    assert _names(folder) == {"plain.o"}
+    assert names_in(folder) == {"plain.o"}
 
 
 def test_an_input_is_no_output_of_another_under_any_name(plain: Path, tmp_path: Path) -> None:
@@ -344,6 +331,6 @@ def test_names_in_files_never_become_paths(plain: Path, tmp_path: Path) -> None:
     archive.write_bytes(packed(*((name, content) for name in names)))
     done = staticcall("annotate", "--output-dir", folder, archive, plain)
     assert (done.code, done.err) == (0, ""), done
-    assert _names(folder) == {archive.name, plain.name}
-    assert _names(tmp_path) == {"objects", "built"}
+    assert names_in(folder) == {archive.name, plain.name}
+    assert names_in(tmp_path) == {"objects", "built"}
     assert not [line for line in done.out.splitlines() if line.startswith("staticcall: ")]

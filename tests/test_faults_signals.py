@@ -15,21 +15,8 @@ from pathlib import Path
 import pytest
 
 from staticcall.write import signals
-from tests.support.objects import Objects
-from tests.support.tool import staticcall, succeed
+from tests.support.tool import names_in, staticcall, succeed
 from tests.support.toolchain import TIMEOUT_SECONDS
-
-
-def _names(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
-
-
-@pytest.fixture
-def plain(made: Objects, tmp_path: Path) -> Path:
-    """An object to be annotated, alone in a folder."""
-    folder = tmp_path / "objects"
-    folder.mkdir()
-    return Path(shutil.copy(made("calls"), folder / "plain.o"))
 
 
 def _wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
@@ -72,7 +59,7 @@ def test_no_process_outlives_the_first_one(number: signal.Signals, plain: Path, 
     assert all(path.read_bytes() == whole for path in folder.glob("*.o"))
     assert {path.suffix for path in folder.iterdir()} <= {".o"}
     succeed("annotate", "--quiet", "--output-dir", folder, *files)
-    assert _names(folder) == {Path(file).name for file in files}
+    assert names_in(folder) == {Path(file).name for file in files}
 
 
 def test_a_signal_somebody_ignores_stays_ignored() -> None:
@@ -122,7 +109,7 @@ def test_a_report_into_a_pipe_that_nobody_empties_can_be_stopped(
     finally:
         os.close(reading)
     assert process.returncode == (130 if number == signal.SIGINT else -number)
-    assert _names(tmp_path) == {"home", "pipe"}
+    assert names_in(tmp_path) == {"home", "pipe"}
 
 
 def test_without_a_thread_for_the_copy_nothing_is_written(program: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,7 +122,7 @@ def test_without_a_thread_for_the_copy_nothing_is_written(program: Path, monkeyp
     outcome = staticcall("patch", program, "-o", program.with_name("out"), "--set", "alpha=alpha_fast")
     assert (outcome.code, outcome.out, outcome.err.count("\n")) == (3, "", 1), outcome
     assert "can't start new thread" in outcome.err
-    assert _names(program.parent) == {"program"}
+    assert names_in(program.parent) == {"program"}
 
 
 @pytest.mark.parametrize("missing", ["first", "second", "thread"])
@@ -163,4 +150,4 @@ main()
     done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (3, "", 1), done
     assert "processes of -j cannot be started" in done.stderr
-    assert _names(folder) == set()
+    assert names_in(folder) == set()

@@ -6,15 +6,12 @@ is said about sites is tried on the kernels' own code, in test_generations.py.
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.support import guest, modules
-from tests.support.booting import Places, boot_and_compare
+from tests.support.booting import Places, boot_and_compare, changed_by_hand
 from tests.support.modules import Development
 from tests.support.tool import Json, report, staticcall
 from tests.support.vmlinux import JCC, JMP, Call, Vmlinux
@@ -28,21 +25,6 @@ QUIET_CALLS, QUIET_TAILS = ("tp_func_xen_mc_entry",), ("amd_pmu_branch_add", "am
 # A tracepoint's static call is updated when its event is switched on.
 UPDATED, UPDATE = "tp_func_xen_mc_entry", "echo 1 > /sys/kernel/debug/tracing/events/xen/xen_mc_entry/enable"
 OBJECTIONS = ("unaccepted-bytes", "unaccepted-trampoline", "unknown-trampoline")
-
-
-@contextmanager
-def _changed(kernel: Vmlinux, folder: Path, changes: Mapping[int, bytes]) -> Iterator[Path]:
-    path = folder / "vmlinux"
-    try:
-        shutil.copyfile(kernel.path, path)
-        with path.open("r+b") as file:
-            for address, code in changes.items():
-                section = kernel.section(address)
-                file.seek(section.offset + address - section.address)
-                file.write(code)
-        yield path
-    finally:
-        path.unlink(missing_ok=True)
 
 
 def _objections(path: Path) -> dict[int, Json]:
@@ -67,7 +49,7 @@ def test_a_kernel_boots_with_every_form_that_is_said_to_be_accepted(slim: Vmlinu
         for site, form in zip(found, forms[tail], strict=True):
             changes[site.address] = bytes.fromhex(form)
             sites.append(site._replace(code=bytes.fromhex(form)) if form.startswith(f"{JCC:02x}8") else site)
-    with _changed(slim, tmp_path, changes) as path:
+    with changed_by_hand(slim, tmp_path, changes) as path:
         assert _objections(path) == {}
         assert "does not accept" not in staticcall("verify", slim.path, path).err
         places: Places = {site.address: changes[site.address][: len(site.code)] for site in sites}
@@ -86,7 +68,7 @@ def test_a_kernel_boots_with_every_form_that_is_said_to_be_accepted(slim: Vmlinu
 )
 def test_a_kernel_stops_where_it_is_said_to_do_so_at_boot(slim: Vmlinux, tmp_path: Path, code: str) -> None:
     site, *_ = _sites(slim, QUIET_CALLS, tail=False)
-    with _changed(slim, tmp_path, {site.address: bytes.fromhex(code)}) as path:
+    with changed_by_hand(slim, tmp_path, {site.address: bytes.fromhex(code)}) as path:
         assert _objections(path)[site.address]["message"].endswith("does not accept: BUG() at boot")
         assert "does not accept: BUG() at boot" in staticcall("verify", slim.path, path).err
         booted = guest.boot(path, tmp_path / "guest", seconds=SECONDS_OF_SILENCE)
@@ -96,7 +78,7 @@ def test_a_kernel_stops_where_it_is_said_to_do_so_at_boot(slim: Vmlinux, tmp_pat
 
 def test_a_kernel_stops_at_a_trampoline_when_its_static_call_is_updated(slim: Vmlinux, tmp_path: Path) -> None:
     trampoline = slim.keys[UPDATED].trampoline
-    with _changed(slim, tmp_path, {trampoline + 5: b"SCT"}) as path:
+    with changed_by_hand(slim, tmp_path, {trampoline + 5: b"SCT"}) as path:
         assert "BUG() when the static call is updated" in _objections(path)[trampoline]["message"]
         assert "BUG() when the static call is updated" in staticcall("verify", slim.path, path).err
         booted = guest.boot(path, tmp_path / "guest", commands=["dmesg", UPDATE], seconds=SECONDS_OF_WORK)

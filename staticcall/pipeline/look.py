@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from staticcall.classify.ladders import classify
-from staticcall.errors import UnsafeError, about
+from staticcall.errors import about
 from staticcall.locate.linked import locate
 from staticcall.locate.pinned import pinned_sites, without_repeats
 from staticcall.model.change import Edit
@@ -56,17 +56,11 @@ def report_image(
 
 
 def _edits_of(path: Path, edits_file: Path, sha256: str | None) -> tuple[Edit, ...]:
-    from staticcall.report.json import parse_edits  # noqa: PLC0415 - only for --edits
+    from staticcall.pipeline.edits import other_file, read_edits  # noqa: PLC0415 - only for --edits
 
-    with about(edits_file):
-        _, patched, edits = parse_edits(read_whole(edits_file))
+    _, patched, edits = read_edits(edits_file)
     if patched != sha256:
-        raise UnsafeError(
-            f"is not the file that {edits_file} belongs to",
-            code="other-file",
-            path=path,
-            advice="it was changed after it was patched, or the edits are another file's",
-        )
+        raise other_file(path, edits_file)
     return edits
 
 

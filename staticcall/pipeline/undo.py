@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from staticcall.errors import UnsafeError, VerificationError, about
+from staticcall.errors import VerificationError, about
 from staticcall.model.change import Edit
-from staticcall.read.source import FileSource, read_whole, sha256_of, sha256_of_bytes
-from staticcall.report.json import parse_edits
+from staticcall.pipeline.edits import other_file, read_edits
+from staticcall.read.source import FileSource, sha256_of, sha256_of_bytes
 from staticcall.write.stage import stage
 from staticcall.write.together import publish_together
 from staticcall.write.whole import stage_whole
@@ -20,16 +20,11 @@ def revert_image(patched: Path, edits_file: Path, output: Path) -> int:
     Raises `UnsafeError` when the edits are of another file, `VerificationError` when the result is not the
     original.
     """
-    with about(edits_file):
-        original_sha256, patched_sha256, edits = parse_edits(read_whole(edits_file))
+    original_sha256, patched_sha256, edits = read_edits(edits_file)
     with about(patched), FileSource(patched) as source:
         if sha256_of(patched) != patched_sha256:
             source.check_unchanged()
-            raise UnsafeError(
-                f"is not the file that {edits_file} belongs to",
-                code="other-file",
-                advice="it was changed after it was patched, or the edits are another file's",
-            )
+            raise other_file(patched, edits_file)
         if any(len(edit.old) != len(edit.new) for edit in edits):
             _revert_whole(source, patched, edits, output, original_sha256)
         else:

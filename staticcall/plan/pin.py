@@ -88,24 +88,16 @@ def pin_edits(image: Image, located: Located, pins: Sequence[Pin]) -> list[Edit]
     """Edits that put a copy of a donor's record in the place of every record of the pinned sites.
 
     In an edit `destination` is the linked address of the donor's record. Raises `UnsafeError` where no record is left
-    to repeat, where two records that are no copies claim a site, or where a linker may take another one instead.
+    to repeat, or where a linker may take another site instead.
     """
     if not pins:
         return []
     assert located.table is not None, "pinned sites have records"
     start = located.table.start
-    contested = contested_records(located.sites)
     leaving = {pin.site.address for pin in pins}
-    donors = _Donors(image, start, _candidates(located, contested.keys() | leaving))
+    donors = _Donors(image, start, _candidates(located, contested_records(located.sites).keys() | leaving))
     edits = []
     for key, site in pins:
-        if site.address in contested:
-            first, second = contested[site.address]
-            raise UnsafeError(
-                f"records {first.record} and {second.record} both claim the instruction at {first.where}",
-                code="overlapping-records",
-                advice="see the findings of staticcall report",
-            )
         _refuse_grouped(image, site)
         assert site.record is not None, "only recorded sites are judged"
         own = start + site.record * static_call.RECORD_SIZE

@@ -109,9 +109,10 @@ def make_plan(
         others = [key for key in select_keys(located.keys.values(), wishes.keys) if key.address not in chosen]
         steps += _bindings(image, located, others, by_key, judge)
     pins = [pin for step in steps for pin in step.pins]
-    edits = [edit for step in steps for edit in step.edits] + pin_edits(image, located, pins)
-    refuse_contested(located.sites, edits)
+    edits = [edit for step in steps for edit in step.edits]
     code = [*(edit for edit in edits if edit.kind in (EditKind.SITE, EditKind.TRAMPOLINE)), *places(pins)]
+    refuse_contested(located.sites, code)
+    edits += pin_edits(image, located, pins)
     if image.kernel and code:
         refuse_rewritten(image, code, evidence.claims, wishes.forced)
     return Plan(disjoint(edits), tuple(step.change for step in steps), unknown)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 from staticcall import __version__
 from staticcall.abi import elf64
@@ -12,19 +11,19 @@ from staticcall.errors import printable
 from staticcall.model.image import Image
 from staticcall.model.integrity import AllowList, Inspection, Judgement, Observation, Place, Range, RangeKind
 from staticcall.model.sites import Finding, Located
+from staticcall.report.json import array_of, compact
 from staticcall.report.names import hexadecimal, shown
 
 SCHEMA_VERSION = 1
 
 _FEW_FINDINGS = 20
-_compact = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 
 
 def render_allow_list(image: Image, located: Located, allowed: AllowList, names: Mapping[int, str]) -> Iterator[str]:
     """The allow-list as one JSON document, in pieces: one line per key and per range."""
-    yield f'{_compact(_head(image, located))[:-1]},"int3":true'
-    yield from _array("keys", (_key(located, allowed, names, address) for address in allowed.targets))
-    yield from _array("ranges", (_range(image, located, one) for one in allowed.ranges))
+    yield f'{compact(_head(image, located))[:-1]},"int3":true'
+    yield from array_of("keys", (_key(located, allowed, names, address) for address in allowed.targets))
+    yield from array_of("ranges", (_range(image, located, one) for one in allowed.ranges))
     yield "}\n"
 
 
@@ -40,15 +39,6 @@ def _head(image: Image, located: Located) -> dict[str, object]:
             "banner": located.dialect.banner or None,
         },
     }
-
-
-def _array(name: str, items: Iterable[dict[str, object]]) -> Iterator[str]:
-    yield f',"{name}":['
-    separator = "\n"
-    for item in items:
-        yield separator + _compact(item)
-        separator = ",\n"
-    yield "]"
 
 
 def _key(located: Located, allowed: AllowList, names: Mapping[int, str], address: int) -> dict[str, object]:
@@ -103,10 +93,10 @@ def render_inspection(
         "origin": place.origin,
     }
     head["summary"] = _summary(inspection)
-    yield _compact(head)[:-1]
+    yield compact(head)[:-1]
     wanted = (one for one in inspection.observations if verbose or _odd(one))
-    yield from _array("ranges", (_observation(image, located, one) for one in wanted))
-    yield from _array("findings", (_finding(finding) for finding in inspection.findings))
+    yield from array_of("ranges", (_observation(image, located, one) for one in wanted))
+    yield from array_of("findings", (_finding(finding) for finding in inspection.findings))
     yield "}\n"
 
 

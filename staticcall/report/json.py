@@ -25,7 +25,7 @@ SCHEMAS = ("report", "edits", "allow-list", "check-memory")
 # Offsets in files are signed 64-bit numbers.
 _FILE_END = 1 << 63
 
-_compact = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
+compact = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 
 
 def schema_text(name: str) -> str:
@@ -40,7 +40,7 @@ def render_document(policy: Policy, images: Iterable[str]) -> Iterator[str]:
         "tool": {"name": "staticcall", "version": __version__},
         "policy": {"name": policy.name.value, "line": policy.line},
     }
-    yield f'{_compact(head)[:-1]},"images":['
+    yield f'{compact(head)[:-1]},"images":['
     separator = "\n"
     for image in images:
         yield separator + image
@@ -59,21 +59,22 @@ def render_image(report: ImageReport) -> Iterator[str]:
         "elf_type": elf64.TYPE_NAMES[image.elf_type],
         "machine": "x86_64",
     }
-    yield _compact(head)[:-1]
+    yield compact(head)[:-1]
     names = Names(image, report.sites, report.keys)
     pairs = zip(report.sites, report.verdicts, strict=True)
-    yield from _array("sites", (_site(report, names, *pair) for pair in pairs))
-    yield from _array("keys", (_key(report, names, key) for key in report.keys))
-    yield f',"summary":{_compact(_summary(report))}'
-    yield from _array("findings", (_finding(report, finding) for finding in report.findings))
+    yield from array_of("sites", (_site(report, names, *pair) for pair in pairs))
+    yield from array_of("keys", (_key(report, names, key) for key in report.keys))
+    yield f',"summary":{compact(_summary(report))}'
+    yield from array_of("findings", (_finding(report, finding) for finding in report.findings))
     yield "}"
 
 
-def _array(name: str, items: Iterable[dict[str, object]]) -> Iterator[str]:
+def array_of(name: str, items: Iterable[dict[str, object]]) -> Iterator[str]:
+    """A member that is an array, in pieces: one line per item. It follows another member."""
     yield f',"{name}":['
     separator = "\n"
     for item in items:
-        yield separator + _compact(item)
+        yield separator + compact(item)
         separator = ",\n"
     yield "]"
 
@@ -146,8 +147,8 @@ def render_edits(plan: Plan, original_sha256: str, patched_sha256: str) -> Itera
         "original_sha256": original_sha256,
         "patched_sha256": patched_sha256,
     }
-    yield _compact(head)[:-1]
-    yield from _array("edits", (_edit(edit) for edit in plan.edits))
+    yield compact(head)[:-1]
+    yield from array_of("edits", (_edit(edit) for edit in plan.edits))
     yield "}\n"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -116,3 +117,19 @@ def seconds_of_sleep(booted: Boot) -> float:
     """How far the kernel's clock moved while the guest slept for a second."""
     first, second = re.findall(r"^\[ *(\d+\.\d+)\] stamp", booted.outputs[0], re.MULTILINE)
     return float(second) - float(first)
+
+
+@contextmanager
+def changed_by_hand(kernel: Vmlinux, folder: Path, changes: Places) -> Iterator[Path]:
+    """A kernel with other bytes at some addresses, and nothing that asks whether that is right."""
+    path = folder / "vmlinux"
+    try:
+        shutil.copyfile(kernel.path, path)
+        with path.open("r+b") as file:
+            for address, code in changes.items():
+                section = kernel.section(address)
+                file.seek(section.offset + address - section.address)
+                file.write(code)
+        yield path
+    finally:
+        path.unlink(missing_ok=True)

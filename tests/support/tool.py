@@ -143,3 +143,8 @@ def _compare(before: bytes, after: bytes, edits: list[Json]) -> None:
         assert before[offset:end] == old
         expected[offset:end] = new
     assert expected == after
+
+
+def names_in(folder: Path) -> set[str]:
+    """What is in a folder, by name."""
+    return {path.name for path in folder.iterdir()}
