@@ -55,8 +55,19 @@ def held() -> Iterator[None]:
                 _end(number)
 
 
+@contextmanager
+def _none_delivered() -> Iterator[None]:
+    """Let the system keep signals back: Python drops one that comes while its handler is being changed, and says so."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _install() -> None:
-    with contextlib.suppress(ValueError):  # not in the main thread, where the owner of the process decides
+    # ValueError: not in the main thread, where the owner of the process decides.
+    with contextlib.suppress(ValueError), _none_delivered():
         for number in _ENDING:
             if number not in _before and (handler := signal.getsignal(number)) in _NOBODYS:
                 signal.signal(number, _heed)
@@ -64,7 +75,7 @@ def _install() -> None:
 
 
 def _restore() -> None:
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError), _none_delivered():
         for number, handler in list(_before.items()):
             if signal.getsignal(number) is _heed:
                 signal.signal(number, handler)
@@ -83,5 +94,6 @@ def _end(number: int) -> None:
         raise KeyboardInterrupt  # whoever has files removes them on the way out
     for remove in reversed(_removers):
         remove()
-    signal.signal(number, signal.SIG_DFL)
-    os.kill(os.getpid(), number)
+    with _none_delivered():
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
