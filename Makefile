@@ -19,8 +19,8 @@ KCFI_CLANG = $(or $(shell apt-cache pkgnames clang- 2>/dev/null | grep -xE 'clan
 
 DEMO_PACKAGES := gcc libc6-dev python3 python3-venv
 TEST_PACKAGES = $(DEMO_PACKAGES) bc binutils bison bpftool busybox-static bzip2 clang $(KCFI_CLANG) cmake cpio dwarves flex \
-    g++ gdb libelf-dev libelf1 libssl-dev lld llvm lz4 make meson mold ninja-build pkg-config qemu-system-x86 \
-    strace util-linux xz-utils zstd
+    dpkg file g++ gdb libelf-dev libelf1 libssl-dev lld llvm lz4 lzop make meson mold ninja-build openssl pkg-config \
+    qemu-system-x86 sbsigntool strace util-linux xz-utils zstd
 
 .PHONY: help setup demo test check kernels stress fuzz bench lock clean
 

@@ -48,6 +48,11 @@ class FileSource:
         """The file's size in bytes when it was opened."""
         return self._size
 
+    @property
+    def identity(self) -> tuple[int, ...] | None:
+        """What is the same as long as the file is; None where it was changed too lately to tell."""
+        return None if self._fresh else self._stamp
+
     def read(self, offset: int, size: int) -> bytes:
         """Return exactly `size` bytes from `offset` on."""
         if size > _MOST_AT_ONCE:
