@@ -5,9 +5,9 @@ of a list. 64-bit kernels without it run where they are linked, wherever in phys
 
     the image is position independent       its dynamic relocations are the list
     vmlinux.relocs                          that list, if the user names it
+    bytes behind the ELF file               that list, in what a bzImage decompresses to
     .rela sections that are not loaded      --emit-relocs, which a build gives the linker for KASLR alone; the list
                                             is made of their R_X86_64_64
-    bytes behind the ELF file               that list, in what a bzImage decompresses to
     kaslr_get_random_long, and so on        functions that are compiled with CONFIG_RANDOMIZE_BASE only
     IKCFG_ST in .rodata                     the kernel's configuration: CONFIG_IKCONFIG
 
@@ -18,25 +18,29 @@ The list is of words of four bytes, each a linked address without its upper half
 
     0, 64-bit slots..., 0, [32-bit slots that the distance is taken from..., 0,] 32-bit slots...
 
-with the part in brackets until 6.14. Sources: arch/x86/boot/compressed/misc.c (handle_relocations(), which reads it
-from the end), arch/x86/tools/relocs.c (emit_relocs()), arch/x86/Makefile, arch/x86/lib/Makefile, kernel/configs.c.
+with the part in brackets until 6.14. It is read from its end, so more zeros in front are never seen.
+
+Sources: arch/x86/boot/compressed/misc.c (handle_relocations()), arch/x86/tools/relocs.c (emit_relocs()),
+arch/x86/Makefile, arch/x86/lib/Makefile, kernel/configs.c.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 from staticcall.abi import elf64
 from staticcall.errors import MalformedError, about
 from staticcall.model.image import Image, Section
-from staticcall.model.moves import Motion, Moves
+from staticcall.model.moves import Motion, Moves, SlotList
 from staticcall.read.headers import read_header
 from staticcall.read.source import read_whole
 
 _WORD: Final = 4
 _LISTS: Final = (2, 3)
+# Debian's have 1 MB; as numbers they take ten times that.
+_MOST_LISTED: Final = 1 << 26
 _UPPER_HALF: Final = 0xFFFF_FFFF_0000_0000
 _CONFIG_MARK: Final = b"IKCFG_ST"
 _CONFIG_END: Final = b"IKCFG_ED"
@@ -58,7 +62,7 @@ def read_moves(image: Image, relocs: Path | None) -> Moves:
         return Moves(Motion.MOVES, "it is position independent", frozenset(image.relocations), tuple(_extents(image)))
     lists = [_by_file(image, relocs)] if relocs else []
     if not lists:
-        lists = [moves for moves in (_by_kept_relocations(image), _by_tail(image)) if moves]
+        lists = [moves for moves in (_by_tail(image), _by_kept_relocations(image)) if moves]
     # A build may have stripped all relocations but a few, and those still show that it made them.
     best = min(lists, key=_knows_nothing, default=None)
     # Symbols only ever say that it moves, so they come before a configuration that may be another kernel's.
@@ -101,23 +105,27 @@ def _slots_of(image: Image, section: Section) -> Iterator[int]:
 
 def _by_file(image: Image, path: Path) -> Moves:
     with about(path):
-        slots = _listed(image, read_whole(path))
-        if slots is None:
+        found = _listed(image, 0, read_whole(path))
+        if found is None:
             raise MalformedError(
                 "is no vmlinux.relocs of this kernel", advice="give what `relocs vmlinux` wrote for this very file"
             )
-    return Moves(Motion.MOVES, f"{path.name} lists what is relocated", frozenset(slots), tuple(_extents(image)))
+    relocated, own = frozenset(_addresses(found)), _by_tail(image)
+    # Only the list in the image's own file can be changed with it, and only if it is the one that was named.
+    listing = own.listing if own and own.relocated == relocated else None
+    what = f"{path.name} lists what is relocated"
+    return Moves(Motion.MOVES, what, relocated, tuple(_extents(image)), listing)
 
 
 def _by_tail(image: Image) -> Moves | None:
     end = _end_of(image)
-    if end >= image.source.size:
+    if not 0 < image.source.size - end <= _MOST_LISTED:
         return None
-    slots = _listed(image, image.source.read(end, image.source.size - end))
-    if slots is None:
+    listing = _listed(image, end, image.source.read(end, image.source.size - end))
+    if listing is None:
         return None
     what = "the list behind the ELF file says what is relocated"
-    return Moves(Motion.MOVES, what, frozenset(slots), tuple(_extents(image)))
+    return Moves(Motion.MOVES, what, frozenset(_addresses(listing)), tuple(_extents(image)), listing)
 
 
 def _end_of(image: Image) -> int:
@@ -131,26 +139,31 @@ def _end_of(image: Image) -> int:
     return max(ends)
 
 
-def _listed(image: Image, data: bytes) -> Sequence[int] | None:
-    """The addresses of the 64-bit slots in a list, None for bytes that are no list for this kernel."""
-    if len(data) % _WORD or len(data) < _WORD * min(_LISTS) or any(data[:_WORD]):
+def _listed(image: Image, offset: int, data: bytes) -> SlotList | None:
+    """The list that these bytes, at an offset of their file, are; None for bytes that are no list for this kernel."""
+    if len(data) % _WORD or not _WORD * min(_LISTS) <= len(data) <= _MOST_LISTED or any(data[:_WORD]):
         return None
     words = elf64.column(data, "I", 0, 1)
-    stops = [number for number, word in enumerate(words) if not word]
-    if len(stops) not in _LISTS:
+    zeros = next((number for number, word in enumerate(words) if word), len(words))
+    stops = [number for number, word in enumerate(words[zeros:], zeros) if not word]
+    if len(stops) + 1 not in _LISTS:
         return None
     extents = list(_extents(image))
     lowest, highest = min(extent.start for extent in extents), max(extent.stop for extent in extents)
     used = [word for word in words if word]
     if used and not (lowest <= min(used) | _UPPER_HALF and max(used) | _UPPER_HALF < highest):
         return None
-    slots = sorted(word | _UPPER_HALF for word in words[1 : stops[1]])
-    if not slots:
-        return None  # zeros alone, which may be padding
+    found = SlotList(offset, data, zeros, stops[0] - zeros)
+    slots = sorted(_addresses(found))
     read = [code for _, _, code in image.read_each(slots, elf64.POINTER_SIZE)]
     pointers = sum(code[_WORD:] == b"\xff\xff\xff\xff" for code in read)
     # Some are addresses in physical memory; in another kernel's list hardly any would be a pointer.
-    return slots if 2 * pointers >= len(slots) else None
+    return found if 2 * pointers >= len(slots) else None
+
+
+def _addresses(listing: SlotList) -> Iterator[int]:
+    words = elf64.column(listing.data, "I", 0, 1)[listing.zeros : listing.zeros + listing.slots]
+    return (word | _UPPER_HALF for word in words)
 
 
 def _by_config(image: Image) -> Moves | None:

@@ -16,6 +16,7 @@ import zlib
 from elftools.elf.constants import SH_FLAGS
 
 from staticcall.verify.layout import Layout
+from staticcall.verify.slot_list import end_of
 from staticcall.verify.source import Source, Span
 
 _START, _END = b"IKCFG_ST", b"IKCFG_ED"
@@ -39,9 +40,7 @@ def _keeps_relocations(layout: Layout) -> bool:
 
 def _goes_on(source: Source, layout: Layout) -> bool:
     """Whether something stands behind all that the headers know of."""
-    stored = [section.body.end for section in layout.sections if section.type != "SHT_NOBITS"]
-    ends = (*stored, *(load.body.end for load in layout.segments), *(span.end for span in layout.headers))
-    return max(ends) < source.size
+    return end_of(layout) < source.size
 
 
 def _has_kaslr(source: Source, layout: Layout) -> bool:

@@ -12,6 +12,8 @@ import subprocess
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from tests.support import kernels
+
 _SETUP_SECTORS, _PAYLOAD = 0x1F1, 0x248
 _SECTOR = 512
 # Behind what is compressed stands its size.
@@ -22,6 +24,8 @@ _PROGRAMS: Final = {
     b"\x28\xb5\x2f\xfd": "zstd",
     b"\x02\x21\x4c\x18": "lz4",
     b"BZh": "bzip2",
+    b"\x5d\0\0": "lzma",
+    b"\x89LZO": "lzop",
 }
 # The list has addresses without their upper half.
 _UPPER_HALF: Final = 0xFFFFFFFF << 32
@@ -41,30 +45,42 @@ def missing_tools() -> tuple[str, ...]:
     return tuple(tool for tool in _PROGRAMS.values() if shutil.which(tool) is None)
 
 
+def packed(kernel: Path) -> Path:
+    """The bzImage of a cached kernel; raises `kernels.KernelMissingError`."""
+    (found,) = kernels.image(kernel).glob("boot/vmlinuz-*")
+    return found
+
+
 def unpack(bzimage: Path, out: Path) -> Path:
     """Write what the kernel's own decompressor would make of a bzImage."""
-    data = bzimage.read_bytes()
-    start = (data[_SETUP_SECTORS] + 1) * _SECTOR
-    offset, size = struct.unpack_from("<II", data, _PAYLOAD)
-    payload = data[start + offset : start + offset + size - _SIZE_OF_SIZE]
-    (program,) = [program for magic, program in _PROGRAMS.items() if payload.startswith(magic)]
+    packed = payload(bzimage.read_bytes())
+    (program,) = [program for magic, program in _PROGRAMS.items() if packed.startswith(magic)]
+    if program != "gzip":  # whose own files end with it
+        packed = packed[:-_SIZE_OF_SIZE]
     with out.open("wb") as file:
-        subprocess.run([program, "-dcq"], input=payload, stdout=file, check=True)
+        subprocess.run([program, "-dcq"], input=packed, stdout=file, check=True)
     return out
 
 
-def relocated(payload: bytes) -> Relocated:
-    """Walk the list from the end of the payload, as the kernel does; for kernels before 6.14."""
+def payload(data: bytes) -> bytes:
+    """What a boot image has of its kernel, compressed, with the size behind it."""
+    start = (data[_SETUP_SECTORS] + 1) * _SECTOR
+    offset, size = struct.unpack_from("<II", data, _PAYLOAD)
+    return data[start + offset : start + offset + size]
+
+
+def relocated(unpacked: bytes) -> Relocated:
+    """Walk the list from the end of it, as the kernel does; for kernels before 6.14."""
     lists: list[frozenset[int]] = []
-    place = len(payload)
+    place = len(unpacked)
     for _ in range(3):
         found = set()
         while True:
             place -= 4
-            (word,) = struct.unpack_from("<I", payload, place)
+            (word,) = struct.unpack_from("<I", unpacked, place)
             if not word:
                 break
             found.add(word | _UPPER_HALF)
         lists.append(frozenset(found))
     narrow, inverse, wide = lists
-    return Relocated(payload[place:], wide, inverse, narrow)
+    return Relocated(unpacked[place:], wide, inverse, narrow)
