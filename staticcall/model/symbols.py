@@ -3,7 +3,7 @@
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from itertools import compress
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from staticcall.abi import elf64, static_call
 from staticcall.errors import MalformedError
@@ -20,6 +20,45 @@ class Symbol(NamedTuple):
     section_index: int
 
 
+# A piece that some names share, and what of the name may stand before it: that many bytes, or these.
+Stem = tuple[bytes, tuple[int | bytes, ...]]
+
+
+class Spelt(Protocol):
+    """Strings that are made when they are asked for, at offsets as in a table of strings."""
+
+    def find(self, piece: bytes, start: int, /) -> int:
+        """Where a zero byte is at or behind an offset."""
+        ...
+
+    def __getitem__(self, part: slice, /) -> bytes:
+        """The bytes of one string."""
+        ...
+
+    def starts(self, stems: Iterable[Stem]) -> set[int]:
+        """Where the strings begin that have one of the stems behind one of its leads."""
+        ...
+
+
+def starts_in(strings: bytes | Spelt, stems: Iterable[Stem]) -> set[int]:
+    """The offsets of the names with one of the stems behind one of its leads, and of some that only may be."""
+    if not isinstance(strings, bytes):
+        return strings.starts(stems)
+    # Linkers share the tails of strings, so a name may start inside another: every occurrence is a
+    # candidate, and the table's own offsets decide.
+    offsets: set[int] = set()
+    for stem, leads in stems:
+        places = []
+        place = strings.find(stem)
+        while place >= 0:
+            places.append(place)
+            place = strings.find(stem, place + 1)
+        for lead in leads:
+            size = len(lead) if isinstance(lead, bytes) else lead
+            offsets.update([place - size for place in places])
+    return offsets
+
+
 class SymbolTable:
     """The symbol table as it is in the file, and never as 180,000 objects.
 
@@ -29,7 +68,7 @@ class SymbolTable:
 
     __slots__ = ("_by_type", "_names", "_strings", "_table")
 
-    def __init__(self, table: bytes, strings: bytes) -> None:
+    def __init__(self, table: bytes | bytearray, strings: bytes | Spelt) -> None:
         self._table = table
         self._strings = strings
         # An entry is name(4) info(1) other(1) section(2) value(8) size(8): 6 words, 3 quads, 24 bytes.
@@ -59,47 +98,29 @@ class SymbolTable:
         # compress() and map() keep the walk over the column in C.
         return list(self._symbols(compress(range(len(self._names)), map(offsets.__contains__, self._names))))
 
-    def _occurrences(self, needle: bytes) -> list[int]:
-        places = []
-        place = self._strings.find(needle)
-        while place >= 0:
-            places.append(place)
-            place = self._strings.find(needle, place + 1)
-        return places
-
     def named(self, name: str) -> list[Symbol]:
         """Every defined symbol of this name, in table order; what is no text in a command line stands for its bytes."""
-        return self._starting_at(set(self._occurrences(name.encode(errors="surrogateescape") + b"\0")))
+        return self._starting_at(starts_in(self._strings, [(name.encode(errors="surrogateescape") + b"\0", (0,))]))
 
-    def matching(self, stems: Iterable[tuple[bytes, tuple[int, ...]]]) -> list[Symbol]:
-        """Every defined symbol whose name contains one of the stems at one of its offsets, in table order.
+    def matching(self, stems: Iterable[Stem]) -> list[Symbol]:
+        """Every defined symbol whose name contains one of the stems behind one of its leads, in table order.
 
-        A stem is a piece that some names share, and how many bytes of the name may stand before it. All
-        stems together cost one walk over the table.
+        All stems together cost one walk over the table.
         """
-        # Linkers share the tails of strings, so a name may start inside another: every occurrence is a
-        # candidate, and the table's own offsets decide.
-        offsets: set[int] = set()
-        for stem, leads in stems:
-            places = self._occurrences(stem)
-            for lead in leads:
-                offsets.update([place - lead for place in places])
-        return self._starting_at(offsets)
+        return self._starting_at(starts_in(self._strings, stems))
 
     def at(self, addresses: set[int]) -> dict[int, Symbol]:
-        """The best symbol that starts at each address: functions first, then global ones, then by table order."""
+        """The best symbol that starts at each address, see `_preference`."""
         if not addresses:
             return {}
-        best: dict[int, tuple[int, Symbol]] = {}
+        best: dict[int, Symbol] = {}
         for symbol in self._symbols(self._numbers_at(addresses)):
             if symbol.address not in addresses or symbol.type in _NO_PLACES:
                 continue
-            rank = 2 * (symbol.type in _FUNCTIONS) + (symbol.binding != elf64.STB_LOCAL)
-            if symbol.name.startswith(_OFFERS):
-                rank = -1  # another name of what has a better one here
-            if symbol.address not in best or rank > best[symbol.address][0]:
-                best[symbol.address] = (rank, symbol)
-        return {address: symbol for address, (_, symbol) in best.items()}
+            other = best.get(symbol.address)
+            if other is None or _preference(symbol) < _preference(other):
+                best[symbol.address] = symbol
+        return best
 
     def _numbers_at(self, addresses: set[int]) -> Iterable[int]:
         """Numbers of the symbols that may start at one of the addresses, few of them wrong."""
@@ -132,12 +153,13 @@ class SymbolTable:
             self._by_type[type_] = ([values[number] for number in numbers], numbers)
         starts, numbers = self._by_type[type_]
         position = bisect_right(starts, address) - 1
+        found: list[Symbol] = []
         # Aliases and nested extents (a function's cold part, `__pfx_` symbols) stand next to each other.
-        for nearby in range(position, max(position - 4, -1), -1):
-            for symbol in self._symbols((numbers[nearby],)):
-                if symbol.address <= address < symbol.address + symbol.size:
-                    return symbol
-        return None
+        for nearby in range(position, max(position - _NEARBY, -1), -1):
+            if found and starts[nearby] != found[0].address:
+                break
+            found += (s for s in self._symbols((numbers[nearby],)) if s.address <= address < s.address + s.size)
+        return min(found, key=_preference, default=None)
 
     def sized(self, size: int) -> list[Symbol]:
         """Every defined variable of this many bytes, in table order."""
@@ -150,12 +172,31 @@ class SymbolTable:
         return [symbol.name for symbol in self._symbols(self._numbers_of(elf64.STT_FUNC))]
 
 
+def _preference(symbol: Symbol) -> tuple[bool, bool, int, int, str]:
+    """The name that a symbol's place is best known by comes first: the same, whatever order a file lists them in.
+
+    Functions, then what is global, then what is weak. Of equals the one with fewer underscores in front, as the kernel
+    itself chooses (scripts/kallsyms.c, compare_symbols()), then the one that comes first in a dictionary.
+    """
+    name = symbol.name
+    return (
+        name.startswith(_OFFERS),  # another name of what has a better one here
+        symbol.type not in _FUNCTIONS,
+        _BY_BINDING.get(symbol.binding, 0),
+        len(name) - len(name.lstrip("_")),
+        name,
+    )
+
+
 # Up to this many addresses the masks of bytes are selective.
 _FEW = 32
 _VALUE_OFFSET = 8
 # Names share their ends, so many long ones fit in a small table: more than any file has, less than fills memory.
 MOST_NAMES = 1 << 28
 _NO_PLACES = frozenset({elf64.STT_SECTION, elf64.STT_FILE, elf64.STT_TLS})
+_BY_BINDING = {elf64.STB_WEAK: 1, elf64.STB_LOCAL: 2}
+# How many symbols that begin in front of an address are looked at; more aliases than this nothing has.
+_NEARBY = 8
 _FUNCTIONS = frozenset({elf64.STT_FUNC, elf64.STT_GNU_IFUNC})
 _OFFERS = (static_call.OFFER_PREFIX, static_call.OFFERED_KEY_PREFIX)
 
