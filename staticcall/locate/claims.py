@@ -25,6 +25,7 @@ from typing import Final, NamedTuple
 
 from staticcall.abi import elf64, static_call
 from staticcall.errors import MalformedError
+from staticcall.locate.lists import near
 from staticcall.model.claims import NAMING_ONLY, Claim, Claims, Owner, Unreadable
 from staticcall.model.image import Image
 from staticcall.model.sites import Finding, Located, Severity
@@ -32,7 +33,7 @@ from staticcall.model.symbols import Symbol
 
 # The ends of the tables that have no section of their own in vmlinux.
 _ENDS: Final = {
-    Owner.JUMP_LABELS: ("__start___jump_table", "__stop___jump_table"),
+    Owner.JUMP_LABELS: static_call.JUMP_TABLE_ENDS,
     Owner.KPROBE_BLACKLIST: ("__start_kprobe_blacklist", "__stop_kprobe_blacklist"),
 }
 # Entries that start with such an s32: how many words of four bytes each has, and the size of what it names.
@@ -100,7 +101,9 @@ def about_claims(image: Image, located: Located, symbols: Mapping[str, Symbol], 
 
     addresses = map(attrgetter("address"), located.sites)
     places = _Places([*located.trampolines, *addresses], lambda start: sizes()[start])
-    claims = _locate(image, places, _ends_in(image) if thorough else symbols, thorough=thorough)
+    if thorough and image.placement is None:
+        symbols = {**symbols, **_ends_in(image)}
+    claims = _locate(image, places, symbols, thorough=thorough)
     for owner, address, reason in claims.unreadable:
         message = f"the table {owner} at {image.where(address)} cannot be read: {reason}"
         yield Finding("unreadable-table", Severity.WARNING, message, address)
@@ -135,10 +138,32 @@ def _locate(image: Image, places: _Places, symbols: Mapping[str, Symbol], *, tho
             room -= size
             if room < 0:
                 raise MalformedError("all tables together are larger than the file")
-            found += _read(image, _Table(owner, start, image.read_at(start, size)), places, code)
+            simple = _by_relocations(image, owner, start, size, places, code)
+            if simple is None:
+                simple = _read(image, _Table(owner, start, image.read_at(start, size)), places, code)
+            found += simple
         except MalformedError as error:
             unreadable.append(Unreadable(owner, start, error.what))
     return Claims(tuple(sorted(found, key=itemgetter(1))), tuple(unreadable))
+
+
+def _by_relocations(
+    image: Image, owner: Owner, start: int, size: int, places: _Places, code: range
+) -> Iterable[Claim] | None:
+    """The claims of a table of an object, if it is a list as most are, without filling in its relocations."""
+    if image.placement is None or owner not in _LISTS or not size:
+        return None
+    addresses = near(image.placement, start, size, _LISTS[owner], places.starts, code)
+    if addresses is None:
+        return None
+    claims = (Claim(owner, address, _extent(image, owner, address)) for address in addresses)
+    return (claim for claim in claims if places.touching(claim.address, claim.address + claim.size))
+
+
+def _extent(image: Image, owner: Owner, address: int) -> int:
+    """The size of what an entry of a list names."""
+    short = owner is Owner.JUMP_LABELS and image.read_at(address, 1) in _SHORT_LABELS
+    return 2 if short else _LISTS[owner][1]
 
 
 # Where the tables are
@@ -198,7 +223,7 @@ def _read(image: Image, table: _Table, places: _Places, code: range) -> Iterator
 
 def _listed(image: Image, table: _Table, places: _Places, code: range) -> Iterator[Claim]:
     owner, start, data = table
-    words, size = _LISTS[owner]
+    words, _ = _LISTS[owner]
     step = _WORD * words
     if owner is Owner.LOCKS:
         data = data.rstrip(b"\0")
@@ -210,8 +235,7 @@ def _listed(image: Image, table: _Table, places: _Places, code: range) -> Iterat
         raise MalformedError("it names places outside of all code")
     for number in compress(range(len(fields)), map(places.blocks.__contains__, blocks)):
         address = start + step * number + fields[number]
-        short = owner is Owner.JUMP_LABELS and image.read_at(address, 1) in _SHORT_LABELS
-        extent = 2 if short else size
+        extent = _extent(image, owner, address)
         if places.touching(address, address + extent):
             yield Claim(owner, address, extent)
 

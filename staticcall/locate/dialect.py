@@ -9,29 +9,33 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
-from staticcall.abi import generations, static_call
+from staticcall.abi import elf64, generations, module_layout, static_call
 from staticcall.abi.generations import Generation, Release, Signs
-from staticcall.model.image import Image, Section
+from staticcall.model.image import Image
 from staticcall.model.sites import Dialect, Trampoline
-from staticcall.model.symbols import Symbol
 
 # A kernel says so in its banner, a module in its `.modinfo`. Longer numbers are no release, and slow to convert.
 _VERSION = re.compile(r"(?:Linux version |vermagic=)(\d{1,9})\.(\d{1,9})")
 _BANNER = re.compile(rb"Linux version \d+\.\d+[^\0]*")
+_BUILD = re.compile(rb" #\d")
 _RODATA = ".rodata"
 
 
-def read_dialect(image: Image, symbols: Mapping[str, Symbol], trampolines: Iterable[Trampoline]) -> Dialect:
-    """Collect the evidence; `symbols` are those of the image that have one of the names concerned."""
-    addresses = {name: symbol.address for name, symbol in symbols.items()}
+def read_dialect(
+    image: Image, addresses: Mapping[str, int], trampolines: Iterable[Trampoline], *, jcc: bool = False
+) -> Dialect:
+    """Collect the evidence; `addresses` are those of what has one of the names concerned, by name.
+
+    `jcc` says that conditional tails are known to be accepted.
+    """
     banner = _banner(image, addresses.get(static_call.BANNER_SYMBOL)) or _vermagic(image)
     match = _VERSION.match(banner)
     release = (int(match[1]), int(match[2])) if match else None
     module = image.placement is not None
     known = image.kernel and (release is not None or not module)
-    generation = _generation(image, addresses, trampolines, release) if known else generations.SOME_KERNEL
+    generation = _generation(image, addresses, trampolines, release, jcc=jcc) if known else generations.SOME_KERNEL
     return Dialect(
         kernel=image.kernel,
         release=release,
@@ -50,16 +54,17 @@ def read_dialect(image: Image, symbols: Mapping[str, Symbol], trampolines: Itera
 def _banner(image: Image, address: int | None) -> str:
     offset = None if address is None else image.offset_of(address)
     if offset is None:
-        return _found_banner(image) if image.kernel else ""
+        # A module has its version elsewhere, and its strings are long to search.
+        return _found_banner(image) if image.kernel and image.placement is None else ""
     size = min(static_call.BANNER_SIZE, image.source.size - offset)
     return image.source.read(offset, size).partition(b"\0")[0].decode("ascii", "replace").strip()
 
 
 def _found_banner(image: Image) -> str:
-    """The banner of a kernel that has lost its symbols."""
-    section = _strings(image)
-    found = _BANNER.search(image.source.read(section.offset, section.size)) if section else None
-    return found[0][: static_call.BANNER_SIZE].decode("ascii", "replace").strip() if found else ""
+    """The banner of a kernel that has lost its symbols: the one that counts the builds, if there are several."""
+    found = [match[0] for strings in _strings(image) for match in _BANNER.finditer(strings)]
+    best = next((banner for banner in found if _BUILD.search(banner)), found[0] if found else b"")
+    return best[: static_call.BANNER_SIZE].decode("ascii", "replace").strip()
 
 
 def _vermagic(image: Image) -> str:
@@ -67,9 +72,8 @@ def _vermagic(image: Image) -> str:
     section = image.section_named((static_call.MODULE_INFO_SECTION,)) if image.placement is not None else None
     if section is None:
         return ""
-    entries = image.source.read(section.offset, section.size).split(b"\0")
-    found = next((entry for entry in entries if entry.startswith(b"vermagic=")), b"")
-    return found.decode("ascii", "replace")
+    found = module_layout.vermagic_of(image.source.read(section.offset, section.size))
+    return f"vermagic={found}" if found else ""
 
 
 def _generation(
@@ -77,9 +81,11 @@ def _generation(
     addresses: Mapping[str, int],
     trampolines: Iterable[Trampoline],
     release: Release | None,
+    *,
+    jcc: bool,
 ) -> Generation:
     linked = image.placement is None
-    jcc = static_call.PLAIN_RETURN in addresses
+    jcc = jcc or static_call.PLAIN_RETURN in addresses
     if not linked and release is not None:
         jcc = release >= generations.JCC_IN_STABLE
     message = _has_message(image) if linked and generations.needs_message(release) else None
@@ -102,13 +108,16 @@ def _generation(
 
 def _has_message(image: Image) -> bool | None:
     """Whether the kernel's strings have what it says of a bad signature; None where it has no strings to search."""
-    section = _strings(image)
-    if section is None:
-        return None
-    return generations.SIGNATURE_MESSAGE in image.source.read(section.offset, section.size)
+    strings = list(_strings(image))
+    return any(generations.SIGNATURE_MESSAGE in part for part in strings) if strings else None
 
 
-def _strings(image: Image) -> Section | None:
-    """The section of a kernel that holds its strings, as far as the file has it."""
+def _strings(image: Image) -> Iterator[bytes]:
+    """What holds a kernel's strings, as far as the file has it: a section, or all segments where there are none."""
     section = image.section_named((_RODATA,))
-    return section if section and section.offset + section.size <= image.source.size else None
+    if section and section.offset + section.size <= image.source.size:
+        yield image.source.read(section.offset, section.size)
+    if not image.sections:
+        for segment in image.segments:
+            if segment.type == elf64.PT_LOAD and segment.offset + segment.file_size <= image.source.size:
+                yield image.source.read(segment.offset, segment.file_size)

@@ -13,6 +13,8 @@ from staticcall.model.image import Image, Relocation
 from staticcall.model.sites import Key, Site, Slot, Trampoline
 from staticcall.model.symbols import Symbol
 
+_NO_PAIRS: Mapping[int, int] = {}
+
 
 def locate_keys(
     image: Image,
@@ -20,18 +22,25 @@ def locate_keys(
     records: Iterable[Record],
     trampolines: dict[int, Trampoline],
     sites: Iterable[Site],
+    pairs: Mapping[int, int] = _NO_PAIRS,
 ) -> dict[int, Key]:
-    """Every key, by linked address: those among the named symbols, and those that only records know."""
+    """Every key, by linked address: those among the named symbols, and those that only records know.
+
+    `pairs` give trampolines to keys that have no name, see `staticcall.locate.nameless`.
+    """
     prefix = static_call.KEY_PREFIX
     symbols = {symbol.address: symbol.name for symbol in named if symbol.name.startswith(prefix)}
-    addresses = {record.key for record in records}
+    addresses = {record.key for record in records} | pairs.keys()
     nameless = addresses - symbols.keys()
     if nameless:
         # The old generation gave the key the bare name; a record may also name a trampoline.
         symbols |= image.symbols.names_at(nameless)
     slots = read_slots(image, sorted(addresses | symbols.keys()))
     names = {address: _base_name(symbols.get(address, "")) or image.where(address) for address in slots}
-    homes = _trampolines_of(names, trampolines, sites)
+    homes = _trampolines_of(names, trampolines, sites, pairs)
+    for address, home in homes.items():
+        if not symbols.get(address) and home.name:
+            names[address] = home.name  # a kernel may keep the names of its code alone
     return {
         address: Key(names[address], symbols.get(address, ""), address, slot, homes.get(address))
         for address, slot in slots.items()
@@ -44,12 +53,13 @@ def _base_name(symbol: str) -> str:
 
 
 def _trampolines_of(
-    names: Mapping[int, str], trampolines: dict[int, Trampoline], sites: Iterable[Site]
+    names: Mapping[int, str], trampolines: dict[int, Trampoline], sites: Iterable[Site], pairs: Mapping[int, int]
 ) -> dict[int, Trampoline]:
     """Which trampoline is whose: by name, and where that is missing or not unique by where a key's first site leads."""
     keys, homes = Counter(names.values()), Counter(trampoline.name for trampoline in trampolines.values())
     by_name = {t.name: t for t in trampolines.values() if keys[t.name] == homes[t.name] == 1}
     found = {address: by_name[name] for address, name in names.items() if name in by_name}
+    found = {key: trampolines[home] for key, home in pairs.items()} | found
     others = {address: t for address, t in trampolines.items() if t.name not in by_name}
     if others and len(found) < len(names):
         for site in sites:

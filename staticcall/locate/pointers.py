@@ -12,7 +12,7 @@ import numpy.typing as npt
 from staticcall.abi import elf64, x86
 from staticcall.errors import MalformedError
 from staticcall.locate.code import Code, code_runs
-from staticcall.model.image import Image, Section
+from staticcall.model.image import Image
 
 # movq $imm32, disp32(%rip)
 _STORE = re.compile(rb"\x48\xc7\x05(?s:........)")
@@ -97,7 +97,14 @@ class Pointers:
                 room -= section.size
                 if room < 0:
                     raise MalformedError("sections overlap", advice="the section headers are damaged")
-                self._runs += _words(image, section)
+                self._runs += _words(image, section.address, section.offset, section.size)
+        if not image.sections:
+            for segment in image.segments:
+                if segment.type == elf64.PT_LOAD:
+                    room -= segment.file_size
+                    if room < 0:
+                        raise MalformedError("segments overlap", advice="the program headers are damaged")
+                    self._runs += _words(image, segment.address, segment.offset, segment.file_size)
         self._runs.sort(key=lambda run: run.start)
         self._starts = [run.start for run in self._runs]
 
@@ -129,15 +136,15 @@ class Pointers:
 
 
 class _Run(NamedTuple):
-    """The aligned words of one section."""
+    """The aligned words of one section, or of a segment where there are no sections."""
 
     start: int
     words: npt.NDArray[np.uint64]
 
 
-def _words(image: Image, section: Section) -> Iterator[_Run]:
-    lead = -section.address % elf64.POINTER_SIZE
-    count = (section.size - lead) // elf64.POINTER_SIZE
+def _words(image: Image, address: int, offset: int, size: int) -> Iterator[_Run]:
+    lead = -address % elf64.POINTER_SIZE
+    count = (size - lead) // elf64.POINTER_SIZE
     if count > 0:
-        data = image.source.read(section.offset + lead, count * elf64.POINTER_SIZE)
-        yield _Run(section.address + lead, np.frombuffer(data, dtype="<u8"))
+        data = image.source.read(offset + lead, count * elf64.POINTER_SIZE)
+        yield _Run(address + lead, np.frombuffer(data, dtype="<u8"))

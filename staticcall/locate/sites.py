@@ -40,7 +40,13 @@ def sites_of(image: Image, records: Sequence[Record]) -> tuple[Site, ...]:
 
 
 def _extent(image: Image, address: int) -> tuple[int, int, str, int]:
-    """Start, end and name of the section around an address, and its alignment where that is all that is known."""
+    """Start, end and name of the section around an address, and its alignment where that is all that is known.
+
+    Of a file without sections it is the segment, which has no name.
+    """
+    segment = None if image.sections else image.load_at(address)
+    if segment is not None:
+        return segment.address, segment.address + segment.file_size, "", 0
     section = image.section_at(address)
     if section is None:
         return 0, 0, "", 0

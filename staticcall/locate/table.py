@@ -5,8 +5,9 @@ from typing import NamedTuple
 
 from staticcall.abi import elf64, static_call
 from staticcall.abi.x86 import ADDRESS_MASK
-from staticcall.errors import MalformedError, UsageError
-from staticcall.model.image import Image
+from staticcall.errors import MalformedError, UnsupportedError, UsageError
+from staticcall.locate.lists import leads
+from staticcall.model.image import Image, Placement
 from staticcall.model.sites import Table
 from staticcall.model.symbols import Symbol
 
@@ -31,6 +32,7 @@ def find_table(image: Image, symbols: Mapping[str, Symbol], wanted: str | None =
         start, stop = _named_range(image, wanted)
         return _checked(image, Table(start, stop, "named by the user"))
     section = image.section_named(static_call.TABLE_SECTIONS)
+    _check_one(image)
     if section is not None and section.flags & elf64.SHF_ALLOC and section.type != elf64.SHT_NOBITS:
         whole = Table(section.address, section.address + section.size, f"section {section.name}")
         pieces = _pieces(image, whole) or [(whole.start, 0)]
@@ -42,6 +44,21 @@ def find_table(image: Image, symbols: Mapping[str, Symbol], wanted: str | None =
     if first and last:
         return _checked(image, Table(first.address, last.address, "start and stop symbols"))
     return None
+
+
+def _check_one(image: Image) -> None:
+    """See that a linked image has no two tables: no linker makes them, and half of the sites are no answer."""
+    if image.placement is not None:
+        return
+    tables = [
+        s for s in image.sections if s.name in static_call.TABLE_SECTIONS and s.size and s.flags & elf64.SHF_ALLOC
+    ]
+    if len(tables) > 1:
+        raise UnsupportedError(
+            f"has {len(tables)} tables of sites, {tables[0].name} and {tables[1].name}",
+            offset=tables[1].offset,
+            advice="link with one section, or say with --table which one to read",
+        )
 
 
 def _named_range(image: Image, wanted: str) -> tuple[int, int]:
@@ -90,13 +107,29 @@ def _pieces(image: Image, table: Table) -> list[tuple[int, int]]:
     ]
 
 
+def _led_to(placement: Placement, image: Image) -> list[int] | None:
+    """What the fields of an object's records lead to, by their relocations alone; None where that is not so simple."""
+    found: list[int] = []
+    for section in image.sections:
+        if section.address and section.size and section.name in static_call.TABLE_SECTIONS:
+            piece = leads(placement, section)
+            if piece is None:
+                return None
+            found += piece
+    return found
+
+
 def read_records(image: Image, table: Table) -> list[Record]:
     """Every record of the table, in order of the sites' addresses."""
     size = table.stop - table.start
     if not size:
         return []
-    fields = elf64.column(b"".join(image.read_at(*piece) for piece in _pieces(image, table)), "i", 0, 1)
     flags, no_flags = static_call.FLAG_MASK, static_call.NO_FLAGS
+    found = _led_to(image.placement, image) if image.placement is not None else None
+    if found is not None:
+        pairs = enumerate(zip(found[0::2], found[1::2], strict=True))
+        return sorted(Record(address, number, key & no_flags, key & flags) for number, (address, key) in pairs)
+    fields = elf64.column(b"".join(image.read_at(*piece) for piece in _pieces(image, table)), "i", 0, 1)
     records = []
     place = table.start
     for number, (address, key) in enumerate(zip(fields[0::2], fields[1::2], strict=True)):

@@ -12,13 +12,16 @@ from staticcall.abi.static_call import SIGNATURE_OFFSET, is_live_trampoline
 from staticcall.errors import VerificationError, about
 from staticcall.model.change import Edit, EditKind, Proof
 from staticcall.model.form import Form
+from staticcall.model.hints import NO_HINTS, Hints
 from staticcall.verify import rules
+from staticcall.verify.build_id import changes_of, read_new_ids
 from staticcall.verify.compare import Change, check_disjoint, compare
 from staticcall.verify.decode import Code, Decoded, Decoder, make_decoder
 from staticcall.verify.edits import check_edits
 from staticcall.verify.generation import check_accepted
 from staticcall.verify.layout import read_layout
 from staticcall.verify.moves import may_move
+from staticcall.verify.notes import remarks
 from staticcall.verify.records import check_lost, read_replaced
 from staticcall.verify.relocations import Carrier
 from staticcall.verify.scene import (
@@ -31,6 +34,7 @@ from staticcall.verify.scene import (
     read_scene,
     read_values,
 )
+from staticcall.verify.slot_list import Followed, check_followed, read_followed
 from staticcall.verify.source import Source, opened
 
 _OFFSET = attrgetter("offset")
@@ -42,7 +46,7 @@ class _Case(NamedTuple):
     `sites` are by key. `was` has the original instruction of every changed site, `now` the present one of
     every site whose static call has changed anywhere, `homes` the present code of their trampolines, by key.
     `moves` tells whether the image may run elsewhere than it is linked, `lost` are the records of sites that have none
-    any more.
+    any more, `followed` is how the list of what is relocated followed the slots.
     """
 
     scene: Scene
@@ -53,6 +57,7 @@ class _Case(NamedTuple):
     patched: Source
     moves: bool = True
     lost: frozenset[Record] = frozenset()
+    followed: Followed = Followed()
 
 
 def prove(
@@ -61,23 +66,25 @@ def prove(
     edits: Sequence[Edit] | None = None,
     *,
     table: tuple[int, int] | None = None,
+    hints: Hints = NO_HINTS,
     allowed: frozenset[str] = frozenset(),
 ) -> Proof:
     """Prove that a patched linked image is its original plus legal edits of static calls.
 
     With `edits` the differences must also be exactly what they say. `table` gives the linked start and end
-    address of the records where neither section nor symbols do. `allowed` are dangers that somebody answers
+    address of the records where neither section nor symbols do, `hints` what else no symbol tells, and each is checked.
+    `allowed` are dangers that somebody answers
     for; `kaslr-slot` lets a kernel's NULL become a function and back. Raises `VerificationError` where something is
     not proved, `InputError` and its kin where a file cannot be read. Reads both files in pieces; memory does
     not grow with them.
     """
     with opened(original) as before, opened(patched) as after, about(patched):
-        if before.size != after.size:
+        if before.size > after.size:
             raise VerificationError(f"the size changed from {before.size} to {after.size} bytes")
         with about(original):
             layout = read_layout(before)
             decode = make_decoder()
-            scene = read_scene(before, after, layout, decode, table)
+            scene = read_scene(before, after, layout, decode, table, hints)
         check_accepted(scene)
         moves = layout.movable or (layout.kernel and "kaslr-slot" not in allowed and may_move(before, layout))
         return _judge(scene, before, after, decode, edits, moves=moves)
@@ -94,11 +101,16 @@ def _judge(
     trampolines = {key for key, home in scene.trampolines.items() if home.before != home.after}
     replaced = read_replaced(scene, before, after)
     affected = sorted(slots | trampolines | {record.key for record in (*was, *replaced.lost)})
-    case = _decode_all(scene, sites, was, affected, decode, after)._replace(moves=moves, lost=replaced.lost)
+    followed = read_followed(before, after, scene.layout)
+    check_followed(followed, [scene.slots[key] for key in slots])
+    case = _decode_all(scene, sites, was, affected, decode, after)
+    case = case._replace(moves=moves, lost=replaced.lost, followed=followed)
     changes = sorted((change for key in affected for change in _check_call(case, key)), key=_OFFSET)
     # Nothing but whole records, each a copy of another one, may differ in the tables.
     check_disjoint(changes, scene.tables)
-    changes = sorted((*changes, *replaced.changes), key=_OFFSET)
+    ids = read_new_ids(before, after, scene.layout)
+    others = (*replaced.changes, *changes_of(ids, scene.layout), *filter(None, [followed.change]))
+    changes = sorted((*changes, *others), key=_OFFSET)
     check_disjoint(changes, scene.layout.headers)
     compared = compare(before, after, changes)
     if edits is not None:
@@ -110,6 +122,7 @@ def _judge(
         keys=len(slots),
         changed_keys=tuple(sorted(scene.keys[key] for key in affected)),
         records=len(replaced.changes),
+        remarks=remarks(ids),
     )
 
 
@@ -159,7 +172,7 @@ def _check_call(case: _Case, key: int) -> Iterator[Change]:
     call = rules.Call(scene.keys[key], key, slot.after if slot else None, home.address if home else None, live)
     moved = any(place is not None and place.before != place.after for place in (slot, home))
     if slot and slot.before != slot.after:
-        yield _check_slot(scene, call, slot, moves=case.moves)
+        yield _check_slot(scene, call, slot, moves=case.moves and slot.address not in case.followed.slots)
     if home:
         yield from _check_trampoline(case, call, home)
     indirect = []

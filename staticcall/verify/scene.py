@@ -13,7 +13,10 @@ from typing import NamedTuple
 from staticcall.abi import static_call as abi
 from staticcall.abi.generations import Generation
 from staticcall.errors import MalformedError
+from staticcall.model.form import Form
+from staticcall.model.hints import NO_HINTS, Hints
 from staticcall.verify.decode import MOST_BYTES, Code, Decoder
+from staticcall.verify.hints import check_ends, checked
 from staticcall.verify.layout import Layout
 from staticcall.verify.names import Names, read_names
 from staticcall.verify.relocations import Carrier, Pointer, read_pointers
@@ -84,14 +87,22 @@ class Scene(NamedTuple):
 
 
 def read_scene(
-    original: Source, patched: Source, layout: Layout, decode: Decoder, table: tuple[int, int] | None
+    original: Source,
+    patched: Source,
+    layout: Layout,
+    decode: Decoder,
+    table: tuple[int, int] | None,
+    hints: Hints = NO_HINTS,
 ) -> Scene:
-    """Collect all places; `table` overrides where the records are, in linked addresses.
+    """Collect all places; `table` overrides where the records are, `hints` tell what nothing else does.
 
-    Raises `MalformedError` where the original's tables are broken.
+    Raises `MalformedError` where the original's tables are broken, `VerificationError` for a hint that is wrong.
     """
-    names = read_names(original, layout)
+    names = checked(original, layout, read_names(original, layout), hints, decode)
     extents = [table] if table else _tables(layout, names)
+    if not extents and hints.table:
+        extents = [hints.table]
+        check_ends(original, layout, hints.table, decode)
     spans = tuple(_table_span(original, layout, start, stop) for start, stop in extents)
     records = [
         record
@@ -103,12 +114,14 @@ def read_scene(
     records = [
         record._replace(key=owners[record.key]) if record.key in owners else record for record in dict.fromkeys(records)
     ]
-    keys = {record.key: f"{record.key:#x}" for record in records}
+    keys = {record.key: hints.names.get(record.key, f"{record.key:#x}") for record in records}
     keys.update({key: pair.name for pair in reversed(names.pairs) for key in pair.keys})
     sites = tuple(_sites(original, patched, layout, records))
     slots = _slots(original, patched, layout, sorted(keys))
-    homes = _match_trampolines(layout, names, original, sites, decode)
+    homes = _match_trampolines(layout, names, original, sites, slots, decode)
     trampolines = _trampolines(original, patched, layout, homes)
+    # Nothing can name the helper that conditional tails need, and a kernel that has such tails runs.
+    jcc = hints is not NO_HINTS and any(_is_jcc(site.before) for site in sites)
     return Scene(
         layout,
         names,
@@ -120,8 +133,12 @@ def read_scene(
         _ret0(original, layout, names),
         tuple(start for start, _ in extents),
         owners,
-        read_generation(original, layout, names, [home.before for home in trampolines.values()]),
+        read_generation(original, layout, names, [home.before for home in trampolines.values()], jcc=jcc),
     )
+
+
+def _is_jcc(code: bytes) -> bool:
+    return len(code) > 1 and code[:1] == b"\x0f" and code[1] & 0xF0 == 0x80
 
 
 def _ret0(source: Source, layout: Layout, names: Names) -> bytes:
@@ -206,7 +223,12 @@ def read_values(source: Source, layout: Layout, addresses: set[int]) -> dict[int
 
 
 def _match_trampolines(
-    layout: Layout, names: Names, source: Source, sites: tuple[Site, ...], decode: Decoder
+    layout: Layout,
+    names: Names,
+    source: Source,
+    sites: tuple[Site, ...],
+    slots: Mapping[int, Slot],
+    decode: Decoder,
 ) -> dict[int, int]:
     """Which trampoline is whose: by name, and where names are missing or ambiguous by where sites lead.
 
@@ -219,16 +241,22 @@ def _match_trampolines(
         unique = len(pair.keys) == len(pair.trampolines) == 1
         for key in pair.keys:
             (claims if unique else candidates).setdefault(key, set()).update(pair.trampolines)
-    named = frozenset(claims)
-    taken = {home for homes in claims.values() for home in homes}
+    # What is only hinted at has to stand up to where the sites lead.
+    named = claims.keys() - {key for pair in names.pairs if pair.hinted for key in pair.keys}
+    taken = {home for key in named for home in claims[key]}
     lost = [site for site in sites if site.record.key not in named]
     decoded = decode([Code(site.record.address, site.before) for site in lost])
     for site, home in zip(lost, (now.destination for now in decoded), strict=True):
         if home is None or home in taken:
             continue
-        choice = candidates.get(site.record.key)
-        if home in choice if choice else _signed(layout, source, home):
-            claims.setdefault(site.record.key, set()).add(home)
+        key = site.record.key
+        choice = candidates.get(key)
+        if (
+            home in choice
+            if choice
+            else _signed(layout, source, home) or _agrees(layout, names, source, home, slots.get(key), decode)
+        ):
+            claims.setdefault(key, set()).add(home)
     owners: dict[int, set[int]] = {}
     for key, homes in claims.items():
         for home in homes:
@@ -243,6 +271,18 @@ def _signed(layout: Layout, source: Source, address: int) -> bool:
         return False
     code = source.read(offset, abi.TRAMPOLINE_SIZE)
     return code[abi.SIGNATURE_OFFSET :] in abi.SIGNATURES or abi.is_live_trampoline(code)
+
+
+def _agrees(layout: Layout, names: Names, source: Source, address: int, slot: Slot | None, decode: Decoder) -> bool:
+    """Whether what stands at a linked address, unsigned, leads on to where the key does: a trampoline before 5.16."""
+    offset = layout.offset_of(address, abi.SIGNATURE_OFFSET)
+    if slot is None or slot.before is None or offset is None or address == slot.before:
+        return False
+    code = source.read(offset, abi.SIGNATURE_OFFSET)
+    if code in (abi.RET_TRAMPOLINE, abi.RET_TRAMPOLINE_NOPS):
+        return not slot.before
+    (now,) = decode([Code(address, code)])
+    return now.form is Form.TAIL_JMP and now.destination in ({slot.before} if slot.before else names.thunks)
 
 
 def _trampolines(original: Source, patched: Source, layout: Layout, homes: dict[int, int]) -> dict[int, Trampoline]:

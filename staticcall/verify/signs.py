@@ -20,8 +20,13 @@ _RELEASE = re.compile(rb"Linux version (\d{1,9})\.(\d{1,9})")
 _STRINGS = ".rodata"
 
 
-def read_generation(source: Source, layout: Layout, names: Names, trampolines: Sequence[bytes]) -> Generation | None:
-    """The generation of a kernel, None for any other image; `trampolines` are the eight bytes of each."""
+def read_generation(
+    source: Source, layout: Layout, names: Names, trampolines: Sequence[bytes], *, jcc: bool = False
+) -> Generation | None:
+    """The generation of a kernel, None for any other image; `trampolines` are the eight bytes of each.
+
+    `jcc` says that conditional tails are known to be accepted.
+    """
     if not layout.kernel:
         return None
     release = _release(source, layout, names)
@@ -40,7 +45,7 @@ def read_generation(source: Source, layout: Layout, names: Names, trampolines: S
             tuple(signature for signature, _ in signatures.most_common()),
             message,
             frozenset(places.keys() & {generations.NOPS_BY_PROCESSOR, generations.NOPS_FOR_ALL}),
-            bool(names.returns),
+            jcc or bool(names.returns),
         )
     )
 
@@ -77,4 +82,6 @@ def _strings(source: Source, layout: Layout) -> bytes:
     for section in layout.sections:
         if section.name == _STRINGS and section.body.size and section.body.end <= source.size:
             return source.read(*section.body)
+    if not layout.sections:
+        return b"\0".join(source.read(*segment.body) for segment in layout.segments)
     return b""
