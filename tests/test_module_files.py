@@ -18,6 +18,7 @@ from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import SymbolTableSection
 
 from tests.support import modules
+from tests.support.module_trees import code_places
 from tests.support.modules import TABLE, Development, Record, Relocation
 from tests.support.tool import digest, refused, report, succeed
 from tests.support.vmlinux import CALL, JMP, KEY, LINE, NOP, RETURN, RETURN0, RETURN_THUNK, TRAMPOLINE, XOR
@@ -52,23 +53,15 @@ def sample(development: Development, tmp_path_factory: pytest.TempPathFactory) -
 # Reports
 
 
-def _verdict(record: Record, alignment: int) -> str:
-    """What policy lutomirski says to a site, of which only the section's alignment is known."""
-    if record.opcode != CALL:
-        return "trampoline"
-    starts = {(base + record.offset) % LINE for base in range(0, max(alignment, LINE), alignment)}
-    crossing = {start + SITE_SIZE > LINE for start in starts}
-    return "undecided" if len(crossing) == 2 else "trampoline" if crossing == {True} else "direct"
-
-
-def _alignments(module: Path) -> dict[str, int]:
-    with module.open("rb") as file:
-        return {section.name: int(section["sh_addralign"]) for section in ELFFile(file).iter_sections()}
+def _verdict(record: Record, place: int) -> str:
+    """What policy lutomirski says to a site, by where the kernel puts its section."""
+    crossing = (place + record.offset) % LINE + SITE_SIZE > LINE
+    return "trampoline" if record.opcode != CALL or crossing else "direct"
 
 
 def _assert_report(module: Path) -> int:
     """Hold a report against the table's own relocations; returns the number of records."""
-    records, alignments = modules.records(module), _alignments(module)
+    records, places = modules.records(module), code_places(module)
     expected = {
         number: (
             record.section,
@@ -76,7 +69,7 @@ def _assert_report(module: Path) -> int:
             record.symbol.removeprefix(KEY).removeprefix(TRAMPOLINE),
             record.tail,
             {CALL: "call", JMP: "tail_jmp"}[record.opcode],
-            _verdict(record, alignments[record.section]),
+            _verdict(record, places[record.section]),
         )
         for number, record in enumerate(records)
     }
@@ -190,13 +183,16 @@ class Expected(NamedTuple):
     """By section and offset."""
 
 
-def _expect(before: File, records: list[Record], wishes: Mapping[str, str], policy: str) -> Expected:
+def _expect(module: Path, before: File, wishes: Mapping[str, str], policy: str) -> Expected:
     expected = Expected({}, {})
+    records, places = modules.records(module), code_places(module)
     values = {name: (section, value) for name, _, _, section, value, _ in before.symbols}
     names = [name for name, _, _ in before.sections]
     for key, target in wishes.items():
         for record in records:
-            if record.symbol == KEY + key and (policy == "kernel" or _verdict(record, 16) == "direct"):
+            if record.symbol == KEY + key and (
+                policy == "kernel" or _verdict(record, places[record.section]) == "direct"
+            ):
                 _expect_site(expected, before, record, target)
         slot_section, slot = values[KEY + key]
         function = {"NULL": "", "RET0": RETURN0}.get(target, target)
@@ -304,8 +300,8 @@ def test_a_patched_kvm_differs_in_the_relocations_that_were_meant(
     name: str, policy: str, kvm: Path, tmp_path: Path
 ) -> None:
     wishes = PATCHES[name]
-    before, records = _read(kvm), modules.records(kvm)
-    expected = _expect(before, records, wishes, policy)
+    before = _read(kvm)
+    expected = _expect(kvm, before, wishes, policy)
     assert len(expected.relocations[TRAMPOLINES]) == len(wishes)
     assert len(expected.relocations[".text"]) >= 4 * len(wishes)
     after = _read(_patch(kvm, tmp_path, wishes, "--policy", policy))
@@ -329,7 +325,7 @@ def test_a_linked_module_gets_no_import_that_it_has_no_version_of(kvm: Path, tmp
 def test_a_relocation_too_many_would_show(kvm: Path, tmp_path: Path) -> None:
     wishes = PATCHES["a function"]
     before = _read(kvm)
-    expected = _expect(before, modules.records(kvm), wishes, "lutomirski")
+    expected = _expect(kvm, before, wishes, "lutomirski")
     path = _patch(kvm, tmp_path, wishes)
     _assert_only(before, _read(path), expected)
     changed = bytearray(path.read_bytes())
