@@ -11,7 +11,8 @@ from staticcall.cli.config import read_config
 from staticcall.cli.options import INPUT_FILE, look_options, quiet_option, verbose_option, version_option
 from staticcall.errors import ExitCode, UsageError
 from staticcall.pipeline.look import Look
-from staticcall.pipeline.patch import FORCE_TYPE, FORCEABLE, Aids, Outputs, Wishes, describe, output_of, patch_image
+from staticcall.pipeline.patch import FORCE_TYPE, FORCEABLE, Outputs, Wishes, describe, output_of, patch_image
+from staticcall.pipeline.seal import Seal, parse_build_id, split_command
 
 
 @click.command("patch")
@@ -33,9 +34,20 @@ from staticcall.pipeline.patch import FORCE_TYPE, FORCEABLE, Aids, Outputs, Wish
     help="Do it although: " + "; ".join(f"{code}: {why}" for code, why in FORCEABLE.items()) + ".",
 )
 @click.option("--force-type", is_flag=True, help="Lead a key to a function of another type, NULL or RET0 all the same.")
-@click.option("--vmlinux", type=INPUT_FILE, help="The kernel of a module, for the types of its functions.")
 @click.option("--relocs", type=INPUT_FILE, help="The vmlinux.relocs of a kernel: which pointers move with it.")
-@click.option("--strip-signature", is_flag=True, help="Drop a module's signature, which would no longer hold.")
+@click.option("--strip-signature", is_flag=True, help="Drop the signature of a module or bzImage, which cannot hold.")
+@click.option(
+    "--sign-with",
+    metavar="CMD",
+    help="Sign a module or bzImage by a command of yours, which gets the path of a copy, last or for {}.",
+)
+@click.option(
+    "--build-id",
+    metavar="keep|recompute|seed:TEXT",
+    default="keep",
+    show_default=True,
+    help="Keep the build id, make one of the new content, or one of the old id and a text.",
+)
 @verbose_option
 @quiet_option
 @look_options
@@ -53,33 +65,41 @@ def command(
     pins: tuple[str, ...],
     forced: tuple[str, ...],
     force_type: bool,
-    vmlinux: Path | None,
     relocs: Path | None,
     strip_signature: bool,
+    sign_with: str | None,
+    build_id: str,
     verbose: bool,
     quiet: bool,
     look: Look,
 ) -> int:
     """Write a copy of FILE whose static calls lead elsewhere, or straight to where they lead.
 
-    FILE is a linked image or a relocatable object (.o, .ko). In an object relocations are edited; a target that it
-    does not know becomes an undefined symbol.
+    FILE is a linked image or a relocatable object (.o, .ko), compressed or not, a bzImage, or ARCHIVE(MEMBER); what
+    comes out is wrapped as it was, but a member becomes a file of its own. In an object relocations are edited; a
+    target that it does not know becomes an undefined symbol.
+
+    The command of --sign-with is yours: it is split into words as by a shell, no shell runs it, and nothing is run
+    without the option. What it may change is the signature alone. A file is signed first, then compressed.
 
     \b
     Examples:
       staticcall patch vmlinux --bind -o vmlinux.bound --edits undo.json
       staticcall patch vmlinux --set pv_sched_clock=native_sched_clock --bind --dry-run
       staticcall patch app --set checksum=checksum_fast --set log=RET0 --in-place
+      staticcall patch kvm.ko.xz --set kvm_x86_get_cpl=NULL -o new.ko.xz --sign-with 'sign-file sha256 my.key my.crt'
     """
     if (output is not None) + in_place + dry_run != 1:
         raise UsageError("give one of -o, --in-place and --dry-run")
     wishes = Wishes(_pairs(sets), bind, look.keys, frozenset(forced) | ({FORCE_TYPE} if force_type else set()), pins)
+    seal = Seal(strip_signature, split_command(sign_with) if sign_with is not None else (), parse_build_id(build_id))
     if config is not None:
         look, wishes = read_config(config, look, wishes, _given())
-    others = (edits, report_path, config, vmlinux, relocs)
-    target = None if dry_run else output_of(file, output, in_place=in_place, others=others)
+    look = look._replace(aids=look.aids._replace(relocs=relocs))
+    outs, ins = (edits, report_path), (config, *look.aids.files)
+    target = None if dry_run else output_of(file, output, in_place=in_place, others=outs, inputs=ins)
     outputs = Outputs(target, edits, report_path)
-    patched = patch_image(file, look, wishes, outputs, aids=Aids(vmlinux, relocs), strip_signature=strip_signature)
+    patched = patch_image(file, look, wishes, outputs, seal)
     if not quiet:
         name = click.format_filename(file)
         click.echo(

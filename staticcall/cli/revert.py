@@ -22,6 +22,8 @@ from staticcall.pipeline.undo import revert_image
 def command(patched: Path, edits: Path, output: Path | None, in_place: bool, quiet: bool) -> None:
     """Take back what patch did; the result has the original's SHA-256 or is not written.
 
+    Of a packed file the undo file holds what compressing again would not give back.
+
     \b
     Example:
       staticcall revert vmlinux.bound --edits undo.json -o vmlinux

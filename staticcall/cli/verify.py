@@ -40,6 +40,10 @@ def command(
     Every byte is compared; each change has to be a legal instruction with the destination that its key has,
     and each changed key has to agree with its trampoline and all its sites. Exits with 5 otherwise.
 
+    Files are compared inside of what they are packed in, which has to be the same for both, or nothing for one of
+    them, and nothing that kernels do not unpack; of a bzImage all the rest is proved as well. A new build id and a
+    new signature are accepted and told; whether the signature holds is for the holder of the certificate to check.
+
     \b
     Example:
       staticcall verify vmlinux vmlinux.bound

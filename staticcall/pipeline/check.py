@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 
-from staticcall.errors import StaticcallError, UsageError, VerificationError, about
+from staticcall.errors import StaticcallError, UsageError, VerificationError, about, inside_of
+from staticcall.locate.hints import hints_of, needs_hints
+from staticcall.locate.linked import locate
 from staticcall.model.change import Proof
-from staticcall.read.object import is_archive, is_object
+from staticcall.model.container import MemberOf
+from staticcall.model.hints import NO_HINTS, Hints
+from staticcall.pipeline.pair import open_pair
+from staticcall.read.image import open_image
+from staticcall.read.inputs import container_at
+from staticcall.read.object import is_object
 from staticcall.read.source import FileSource, read_whole
 from staticcall.report.text import render_proof
 from staticcall.verify.proof import prove
@@ -26,18 +34,37 @@ def check_pair(
 ) -> Proof:
     """Prove that `patched` is `original` plus legal edits; with `deep` a third reader compares the layouts.
 
+    What is inside of containers is compared, and boot images around it too; one of the two may be unpacked already.
     `table` gives the linked start and end address of the records where the file does not say; `allowed` are
     dangers that somebody answers for. Raises `VerificationError` with the first thing that does not hold.
     """
-    head = _head(original)
-    if is_archive(head):
+    if _is_archive(original):
         return _prove_archive(original, patched, deep=deep)
-    if is_object(head):
-        return _prove_object(original, patched, deep=deep)
-    proof = prove(original, patched, table=table, allowed=allowed)
-    if deep:
-        same_layout(original, patched)
-    return proof
+    with ExitStack() as stack:
+        pair = open_pair(stack, original, patched)
+        with inside_of(pair.layers), pair.naming():
+            if is_object(_head(pair.before)):
+                proof = _prove_object(pair.before, pair.after, deep=deep)
+            else:
+                hints = _hints(pair.before, table)
+                proof = prove(pair.before, pair.after, table=table, hints=hints, allowed=allowed)
+                if deep:
+                    same_layout(pair.before, pair.after)
+    return proof._replace(remarks=(*pair.remarks, *proof.remarks))
+
+
+def _hints(original: Path, table: tuple[int, int] | None) -> Hints:
+    """What the proof has to be told of an image that does not name its places; it checks each hint by itself."""
+    with open_image(original) as image:
+        if not needs_hints(image):
+            return NO_HINTS
+        wanted = None if table is None else f"{table[0]:#x}:{table[1]:#x}"
+        return hints_of(image, locate(image, table=wanted))
+
+
+def _is_archive(path: Path) -> bool:
+    with about(path):
+        return container_at(path) is MemberOf.ARCHIVE
 
 
 def _head(path: Path) -> bytes:
@@ -66,7 +93,7 @@ def _prove_archive(original: Path, patched: Path, *, deep: bool) -> Proof:
     from staticcall.verify.objects.proof import prove_object  # noqa: PLC0415 - only for archives
 
     if deep:
-        raise UsageError("--deep is for one object", path=patched, advice="extract the member")
+        raise UsageError("--deep is for one object", path=patched, advice="name one of its members, as FILE(MEMBER)")
     before = read_whole(original)
     proof = Proof(len(before), {}, 0, 0, ())
     with about(patched):

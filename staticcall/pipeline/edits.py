@@ -5,15 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 from staticcall.errors import UnsafeError, about
-from staticcall.model.change import Edit
+from staticcall.model.change import Edit, Undo
 from staticcall.read.source import read_whole
-from staticcall.report.json import parse_edits
+from staticcall.report.undo import parse_undo
+
+
+def read_undo(path: Path) -> Undo:
+    """Read an undo file; raises `InputError`."""
+    with about(path):
+        return parse_undo(read_whole(path))
 
 
 def read_edits(path: Path) -> tuple[str, str, tuple[Edit, ...]]:
     """Read an undo file: SHA-256 of the original and of the patched file, and the edits; raises `InputError`."""
-    with about(path):
-        return parse_edits(read_whole(path))
+    return read_undo(path)[:3]
 
 
 def other_file(patched: Path, edits_file: Path) -> UnsafeError:

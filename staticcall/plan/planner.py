@@ -21,6 +21,7 @@ from staticcall.plan.safety import (
     refuse_unversioned,
     replaceable,
 )
+from staticcall.plan.slots import list_edits
 from staticcall.plan.transaction import key_edits, refuse_orphans, site_edits, summarize
 from staticcall.plan.types import check_types
 from staticcall.plan.wishes import Wishes, resolve_pins, resolve_sets
@@ -113,6 +114,8 @@ def make_plan(
     code = [*(edit for edit in edits if edit.kind in (EditKind.SITE, EditKind.TRAMPOLINE)), *places(pins)]
     refuse_contested(located.sites, code)
     edits += pin_edits(image, located, pins)
+    if image.kernel and image.placement is None and any(edit.kind is EditKind.KEY for edit in edits):
+        edits += list_edits(evidence.moves(), edits)
     if image.kernel and code:
         refuse_rewritten(image, code, evidence.claims, wishes.forced)
     return Plan(disjoint(edits), tuple(step.change for step in steps), unknown)

@@ -5,9 +5,10 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import NamedTuple
 
-from staticcall.abi import elf64, static_call
+from staticcall.abi import elf64, static_call, x86
 from staticcall.errors import UnsafeError, UsageError
-from staticcall.model.image import Image
+from staticcall.model.form import Form
+from staticcall.model.image import NO_NAMES, Image
 from staticcall.model.sites import Key, Located, Target, TargetKind
 from staticcall.model.symbols import Symbol
 
@@ -17,6 +18,8 @@ _NULL, _RET0 = "NULL", "RET0"
 # What an undefined symbol may be that another object defines as a function.
 _MAY_BE_CODE = frozenset({elf64.STT_NOTYPE, elf64.STT_FUNC, elf64.STT_GNU_IFUNC})
 _IDENTIFIER = re.compile(r"[A-Za-z_][\w.$]*", re.ASCII)
+# Where an indirect branch may lead, so the start of a function whose address is taken.
+_ENDBR64 = bytes.fromhex("f30f1efa")
 # How far apart the pretended places of functions are that an object does not know.
 UNKNOWN_ROOM = 16
 
@@ -107,7 +110,7 @@ def _resolve_target(image: Image, located: Located, key: Key, wanted: str) -> Ta
         return Target(TargetKind.RET0, static_call.RETURN0, return0)
     if wanted == static_call.RETURN0 and return0 is not None:
         return Target(TargetKind.RET0, wanted, return0)
-    symbol = _known_elsewhere(image, wanted) or _resolve_function(image, wanted)
+    symbol = _known_elsewhere(image, wanted) or _resolve_function(image, located, wanted)
     if symbol is None:
         return None
     if symbol.address in located.trampolines:
@@ -131,11 +134,11 @@ def _known_elsewhere(image: Image, wanted: str) -> Symbol | None:
     return next((symbol for symbol in named if symbol.address in places), None)
 
 
-def _resolve_function(image: Image, wanted: str) -> Symbol | None:
+def _resolve_function(image: Image, located: Located, wanted: str) -> Symbol | None:
     if wanted.startswith("0x"):
         if image.placement is not None:
             raise UsageError(f"{wanted} is an address, and an object has none", advice="name a function")
-        return _function_at(image, wanted)
+        return _function_at(image, located, wanted)
     symbols = [symbol for symbol in image.symbols.named(wanted) if _is_code(image, symbol)]
     if not symbols and image.placement is not None and not image.symbols.named(wanted):
         return None
@@ -156,17 +159,45 @@ def _resolve_function(image: Image, wanted: str) -> Symbol | None:
     return symbols[0]
 
 
-def _function_at(image: Image, wanted: str) -> Symbol:
+def _function_at(image: Image, located: Located, wanted: str) -> Symbol:
     try:
         address = int(wanted, 16)
     except ValueError:
         raise UsageError(f"{wanted} is no address") from None
-    symbol = image.symbols.at({address}).get(address)
+    symbol = image.symbols.at({address}).get(address) or _nameless_function(image, located, address)
     if symbol is None or not _is_code(image, symbol):
         raise UnsafeError(
             f"no function starts at {wanted}", code="unknown-function", advice="give the start of a function"
         )
     return symbol
+
+
+def _nameless_function(image: Image, located: Located, address: int) -> Symbol | None:
+    """What an image without any names shows to be a function: static calls lead there, or it starts as theirs do."""
+    if image.name_source != NO_NAMES:
+        return None
+    functions = {key.slot.value for key in located.keys.values()} - {0}
+    known = address in functions
+    if not known:
+        starts = {start for function in functions if (start := _start(image, function))}
+        known = _start(image, address) in starts
+    return Symbol(f"{address:#x}", address, 0, elf64.STT_FUNC, elf64.STB_GLOBAL, 0) if known else None
+
+
+def _start(image: Image, function: int) -> tuple[bool, int] | None:
+    """Whether a function starts with endbr64, and what the call leads to that comes first, as all do that are traced.
+
+    None where it starts with neither. A call may have been replaced by a nop; that is 0.
+    """
+    size = len(_ENDBR64) + x86.CALL_SIZE
+    if image.offset_of(function, size) is None:
+        return None
+    code = image.read_at(function, size)
+    marked = code.startswith(_ENDBR64)
+    at = len(_ENDBR64) if marked else 0
+    first = x86.decode(code[at:], function + at)
+    called = first.destination if first.form is Form.CALL else None
+    return (marked, called or 0) if marked or called else None
 
 
 def _is_code(image: Image, symbol: Symbol) -> bool:

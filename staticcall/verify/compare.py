@@ -63,10 +63,12 @@ def check_disjoint(changes: Sequence[Change], reserved: Sequence[Span]) -> None:
 def compare(original: Source, patched: Source, changes: Sequence[Change]) -> int:
     """Compare the files outside of the changes, which are sorted by offset, disjoint and inside of the file.
 
-    Returns the number of bytes compared; raises `VerificationError` with the offset of the first other
-    difference.
+    Only a change of the original's last bytes may be longer than these were. Returns the number of bytes compared;
+    raises `VerificationError` with the offset of the first other difference.
     """
-    if original.size != patched.size:
+    last = changes[-1] if changes else None
+    grown = len(last.after) - len(last.before) if last and last.end == original.size else 0
+    if original.size + grown != patched.size or grown < 0:
         raise VerificationError(f"the size changed from {original.size} to {patched.size} bytes")
     left, right = bytearray(CHUNK), bytearray(CHUNK)
     starts = [change.offset for change in changes]

@@ -13,6 +13,7 @@ from staticcall.verify.layout import Layout
 from staticcall.verify.source import Source, Span
 
 _CODE = (EditKind.SITE, EditKind.TRAMPOLINE)
+_MOST_SHOWN = 32
 
 
 def check_edits(
@@ -46,7 +47,7 @@ def _refusal(edit: Edit, reason: str) -> VerificationError:
 
 def _check_bytes(original: Source, patched: Source, edits: list[Edit]) -> None:
     for edit in edits:
-        if len(edit.old) != len(edit.new) or edit.old == edit.new:
+        if (len(edit.old) != len(edit.new) and _end(edit) != original.size) or edit.old == edit.new:
             raise _refusal(edit, "replaces nothing, or changes its length")
         if edit.file_offset < 0 or _end(edit) > original.size:
             raise _refusal(edit, "lies outside of the file")
@@ -56,10 +57,16 @@ def _check_bytes(original: Source, patched: Source, edits: list[Edit]) -> None:
     spans = [Span(edit.file_offset, len(edit.old)) for edit in edits]
     for edit, before in zip(edits, original.snippets(spans), strict=True):
         if before != edit.old:
-            raise _refusal(edit, f"expects {edit.old.hex()} in the original, which has {before.hex()}")
+            raise _refusal(edit, f"expects {_shown(edit.old)} in the original, which has {_shown(before)}")
+    spans = [Span(edit.file_offset, len(edit.new)) for edit in edits]
     for edit, after in zip(edits, patched.snippets(spans), strict=True):
         if after != edit.new:
-            raise _refusal(edit, f"promises {edit.new.hex()} in the patched file, which has {after.hex()}")
+            raise _refusal(edit, f"promises {_shown(edit.new)} in the patched file, which has {_shown(after)}")
+
+
+def _shown(data: bytes) -> str:
+    """Bytes in hex, the first ones of many."""
+    return data[:_MOST_SHOWN].hex() + ("..." if len(data) > _MOST_SHOWN else "")
 
 
 def _end(edit: Edit) -> int:
@@ -73,6 +80,8 @@ def _overlap(change: Change, edit: Edit) -> bool:
 def _check_meaning(edit: Edit, change: Change, layout: Layout) -> None:
     if edit.kind is not change.kind:
         raise _refusal(edit, f"touches a {change.kind}")
+    if edit.address is None and edit.kind is EditKind.RELOCATION and not edit.key:
+        return  # a list, which is in no memory
     if edit.address is None:
         raise _refusal(edit, "names no address")
     if edit.kind is not EditKind.RELOCATION and layout.offset_of(edit.address) != edit.file_offset:
@@ -90,6 +99,8 @@ def _check_covered(change: Change, edits: list[Edit]) -> None:
     """Every byte of the place that differs lies in one of the edits."""
     if len(edits) == 1 and (edits[0].file_offset, edits[0].old) == (change.offset, change.before):
         return  # nearly all of them: the edit is the change
+    if len(change.before) != len(change.after):
+        raise VerificationError("no edit tells how the file became longer", offset=change.offset)
     for i, (before, after) in enumerate(zip(change.before, change.after, strict=True)):
         offset = change.offset + i
         if before != after and not any(edit.file_offset <= offset < _end(edit) for edit in edits):

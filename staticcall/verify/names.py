@@ -40,11 +40,15 @@ _Group = dict[str, frozenset[int]]
 
 
 class Pair(NamedTuple):
-    """The keys and trampolines that share a name; more than one each where the name is local to objects."""
+    """The keys and trampolines that share a name; more than one each where the name is local to objects.
+
+    A `hinted` one has no name of the image's own, and sites may contradict it.
+    """
 
     name: str
     keys: frozenset[int]
     trampolines: frozenset[int]
+    hinted: bool = False
 
 
 class Names(NamedTuple):

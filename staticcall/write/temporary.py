@@ -59,10 +59,10 @@ class Temporary:
 
     def take_back(self) -> bool:
         """Let the target be what it was before `publish_for_now`; False where that cannot be."""
-        if not _names(self.target, self.descriptor):
+        if not names(self.target, self.descriptor):
             return True  # another run's by now
         try:
-            if self._former is not None and _names(self.path, self._former):
+            if self._former is not None and names(self.path, self._former):
                 os.replace(self.path, self.target)
             elif self._was_missing:
                 os.unlink(self.target)
@@ -75,7 +75,7 @@ class Temporary:
     def discard(self) -> None:
         """Remove what has the temporary name, if that is this file or the one that it replaced."""
         for descriptor in (self.descriptor, self._former):
-            if descriptor is not None and _names(self.path, descriptor):
+            if descriptor is not None and names(self.path, descriptor):
                 with contextlib.suppress(OSError):  # the next run tries again
                     os.unlink(self.path)
 
@@ -140,13 +140,13 @@ def _make(target: str) -> Temporary:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except FileExistsError:
             continue
-        if _claim(path, descriptor):
+        if claim(path, descriptor):
             return Temporary(descriptor, path, target)
         os.close(descriptor)
     raise OutputError("cannot be written: too many runs write it at once", path=target, advice="nothing was published")
 
 
-def _claim(path: str, descriptor: int) -> bool:
+def claim(path: str, descriptor: int) -> bool:
     """Whether the new file is ours: between open and flock another run can have taken it for a dead one's."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -154,7 +154,7 @@ def _claim(path: str, descriptor: int) -> bool:
         return False
     except OSError:
         return True  # no locks on this file system, so nobody gets one to remove the file
-    return _names(path, descriptor)
+    return names(path, descriptor)
 
 
 def _remove_if_dead(path: str) -> None:
@@ -163,7 +163,7 @@ def _remove_if_dead(path: str) -> None:
         descriptor = os.open(path, access | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _names(path, descriptor):
+            if names(path, descriptor):
                 os.unlink(path)
             return
         except OSError as error:
@@ -187,7 +187,7 @@ def _lock_of(path: str) -> int | None:
     return descriptor
 
 
-def _names(path: str, descriptor: int) -> bool:
+def names(path: str, descriptor: int) -> bool:
     """Whether a name is that of an open file."""
     try:
         return os.path.samestat(os.lstat(path), os.fstat(descriptor))

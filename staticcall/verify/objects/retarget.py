@@ -3,7 +3,7 @@
 In an object the truth is in the relocations. Those at sites, at the jumps of trampolines and at the slots of keys
 may name another function, or go, with the bytes there, for NULL and RET0; and come back. A function that had no
 symbol gets one at the end of the table. A record may become a copy of another one, where its site leads by itself to
-where its call does. Everything else is as it was.
+where its call does. The build id may be another one. Everything else is as it was.
 """
 
 import re
@@ -13,7 +13,9 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from staticcall.errors import InputError, MalformedError, VerificationError
 from staticcall.model.change import Edit, Proof
+from staticcall.verify.notes import remarks
 from staticcall.verify.objects import elf
+from staticcall.verify.objects.build_id import read_new_ids
 from staticcall.verify.objects.coherence import Call, Pair, check_call
 from staticcall.verify.objects.elf import Elf
 from staticcall.verify.objects.entries import ChangedEntry, changed_entries, entries_at
@@ -88,11 +90,12 @@ def _prove(before: Elf, after: Elf, places: Places) -> Proof:
         for offset in range(at, at + max(len(pair.before.code), len(pair.after.code)))
     }
     judged = covered | replaced.fields
+    ids, new_ids = read_new_ids(before, after)
     for changed in entries:
         if any((changed.section, offset) not in judged for offset in changed.places()) or changed.emptied_wrongly:
             raise VerificationError("a relocation changed that belongs to no static call", offset=changed.offset)
     for section, offset in _differing_bytes(before, after):
-        if (section, offset) not in covered:
+        if (section, offset) not in covered and (section, offset) not in ids:
             raise VerificationError(
                 f"{shown(before, section)} changed where no static call is", offset=after.offsets[section] + offset
             )
@@ -102,7 +105,7 @@ def _prove(before: Elf, after: Elf, places: Places) -> Proof:
             raise VerificationError(f"symbol {number} is new, and nothing uses it")
     for call in calls:
         check_call(after, call, lost)
-    return _proof(after, calls, lost)._replace(records=replaced.records)
+    return _proof(after, calls, lost)._replace(records=replaced.records, remarks=remarks(new_ids))
 
 
 def _proof(after: Elf, calls: Iterable[Call], lost: frozenset[Place]) -> Proof:
