@@ -16,8 +16,9 @@ from bench.calls import call_figures
 from bench.images import image_figures
 from bench.measure import Figure, say
 from bench.objects import object_figures
+from bench.trees import tree_figures
 
-_PARTS = ("images", "objects", "calls", "builds")
+_PARTS = ("images", "objects", "trees", "calls", "builds")
 
 
 def main() -> None:
@@ -28,7 +29,13 @@ def main() -> None:
     parser.add_argument("--only", choices=_PARTS, help="one part of them")
     options = parser.parse_args()
     images = partial(image_figures, with_objdump=not options.skip_objdump)
-    measures: tuple[Callable[[Path, int], list[Figure]], ...] = (images, object_figures, call_figures, build_figures)
+    measures: tuple[Callable[[Path, int], list[Figure]], ...] = (
+        images,
+        object_figures,
+        tree_figures,
+        call_figures,
+        build_figures,
+    )
     figures: list[Figure] = []
     with tempfile.TemporaryDirectory(prefix="staticcall-bench-") as folder:
         for name, measure in zip(_PARTS, measures, strict=True):

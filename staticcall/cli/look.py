@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from staticcall.cli.quick import Option
 from staticcall.errors import UsageError
+from staticcall.model.aids import Aids, NameAids
 from staticcall.model.sites import Policy, PolicyName
 from staticcall.pipeline.look import Look
 
 _SMALLEST_LINE, _LARGEST_LINE = 8, 4096
+_AIDS = ("system_map", "debug_file", "debug_dir", "vmlinux", "modules")
 NO_LINE = f"no power of two from {_SMALLEST_LINE} to {_LARGEST_LINE}"
 
 LOOK_OPTIONS = (
@@ -31,6 +34,11 @@ LOOK_OPTIONS = (
     ),
     Option(("--key",), "key", "text", "Only keys whose name matches.", metavar="GLOB"),
     Option(("--table",), "table", "text", "Where the records are: addresses in hex, or symbols.", metavar="START:STOP"),
+    Option(("--system-map",), "system_map", "path", "The System.map of a kernel, for the names."),
+    Option(("--debug-file",), "debug_file", "path", "The separate debug file, or unstripped twin, for the names."),
+    Option(("--debug-dir",), "debug_dir", "path", "Where debug files lie by build id, as in /usr/lib/debug."),
+    Option(("--vmlinux",), "vmlinux", "path", "The kernel of a module, for its keys and the types of its functions."),
+    Option(("--modules",), "modules", "path", "The folder with a module's other modules, for their keys."),
 )
 
 
@@ -44,4 +52,11 @@ def look_of(values: Mapping[str, Any]) -> Look:
     line = values["line"]
     if not is_line(line):
         raise UsageError(f"--line {line} is {NO_LINE}")
-    return Look(policy=Policy(PolicyName(values["policy"]), line), keys=values["key"], table=values["table"])
+    paths = {name: None if values[name] is None else Path(values[name]) for name in _AIDS}
+    names = NameAids(paths["system_map"], paths["debug_file"], paths["debug_dir"])
+    return Look(
+        policy=Policy(PolicyName(values["policy"]), line),
+        keys=values["key"],
+        table=values["table"],
+        aids=Aids(names, paths["vmlinux"], paths["modules"]),
+    )

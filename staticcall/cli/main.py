@@ -15,7 +15,18 @@ from staticcall.cli.outcome import complain, exit_code_of
 from staticcall.cli.quick import PLACES, place_of
 from staticcall.errors import ExitCode
 
-COMMANDS = ("report", "patch", "annotate", "verify", "revert", "allow-list", "check-memory", "schema")
+COMMANDS = (
+    "report",
+    "diff",
+    "patch",
+    "annotate",
+    "verify",
+    "revert",
+    "extract",
+    "allow-list",
+    "check-memory",
+    "schema",
+)
 
 
 class LazyGroup(click.Group):
@@ -68,7 +79,9 @@ def cli() -> None:
       staticcall patch app --set checksum=checksum_avx2 -o app.fast
       staticcall annotate --in-place kernel/sched/core.o
       staticcall verify vmlinux vmlinux.bound
+      staticcall diff vmlinux-6.1 vmlinux-6.12
       staticcall revert vmlinux.bound --edits undo.json -o vmlinux.again
+      staticcall extract /boot/vmlinuz-6.12 -o vmlinux
       staticcall check-memory vmlinux --core /proc/kcore
 
     \b

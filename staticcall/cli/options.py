@@ -70,12 +70,12 @@ def as_decorator(option: Option) -> Callable[[F], F]:
 
 
 def look_options(function: F) -> F:
-    """Add --policy, --line, --key and --table, passed on together as `look`."""
+    """Add the `LOOK_OPTIONS`, passed on together as `look`."""
 
     @functools.wraps(function)
-    def wrapped(*args: object, policy: str, line: int, key: str | None, table: str | None, **rest: object) -> object:
-        look = look_of({"policy": policy, "line": line, "key": key, "table": table})
-        return function(*args, look=look, **rest)
+    def wrapped(*args: object, **values: object) -> object:
+        look = look_of({option.key: values.pop(option.key) for option in LOOK_OPTIONS})
+        return function(*args, look=look, **values)
 
     for option in reversed(LOOK_OPTIONS):
         wrapped = as_decorator(option)(wrapped)

@@ -5,15 +5,20 @@ from enum import StrEnum
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from staticcall.errors import StaticcallError, UnsupportedError, about
 from staticcall.model.change import Edit, EditKind
 from staticcall.model.report import ImageReport
 from staticcall.model.sites import Policy, Severity
+from staticcall.model.tree import NO_STATIC_CALLS, Failure, Input
 from staticcall.pipeline.look import Look, archive_at, report_image, report_members
 from staticcall.pipeline.parallel import each
+from staticcall.read.found import holds_files
 from staticcall.report.text import render_text
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
 
 
 class Format(StrEnum):
@@ -33,25 +38,67 @@ class Rendered(NamedTuple):
     exit_code: int
 
 
+def trees_among(files: Iterable[str]) -> tuple[str, ...]:
+    """Those that stand for all that is in them: folders, packages and initramfs."""
+    return tuple(file for file in files if Path(file).is_dir() or holds_files(file))
+
+
 def render_files(
     paths: Iterable[Path], look: Look, form: Format, *, verbose: bool = False, jobs: int = 1
 ) -> Iterator[Rendered]:
     """Render the report of every file, in the order of the files."""
+    prepare(look)
     render = partial(_render_file, look=look, form=form, verbose=verbose)
     return each(render, tuple(paths), jobs=jobs)
+
+
+def render_parts(
+    parts: Sequence[Sequence[Input]], look: Look, form: Format, *, jobs: int = 1, executor: "Executor | None" = None
+) -> Iterator[tuple[Rendered, ...]]:
+    """Render the reports of files that lie in trees, in one of the forms for programs, part by part."""
+    prepare(look)
+    return each(partial(_render_part, look=look, form=form), parts, jobs=jobs, executor=executor)
+
+
+def prepare(look: Look) -> None:
+    """Read what is around all files once; every process that is forked later knows it."""
+    if look.aids.vmlinux is not None or look.aids.modules is not None:
+        from staticcall.pipeline.foreign import surroundings_of  # noqa: PLC0415 - only for --vmlinux and --modules
+
+        surroundings_of(look.aids)
 
 
 def _render_file(path: Path, *, look: Look, form: Format, verbose: bool) -> Rendered:
     try:
         if archive_at(path):
             if look.edits is not None:
-                raise UnsupportedError("is an archive, and has no undo file", path=path, advice="extract the member")
+                raise UnsupportedError("is an archive, and has no undo file", path=path, advice="name one of its members, as FILE(MEMBER)")
             return _render_members(path, look, form, verbose=verbose)
         with report_image(path, look) as report:
             severities = frozenset(finding.severity for finding in report.findings)
             return Rendered("".join(_pieces(report, form, verbose=verbose)), severities, "", 0)
     except StaticcallError as error:
         return Rendered("", frozenset(), str(error), error.exit_code)
+
+
+def _render_part(inputs: Sequence[Input], *, look: Look, form: Format) -> tuple[Rendered, ...]:
+    rendered = []
+    from staticcall.pipeline.tree import outcomes  # noqa: PLC0415 - only for trees
+
+    for outcome in outcomes(inputs, look):
+        if isinstance(outcome, Failure):
+            rendered.append(Rendered("", frozenset(), *outcome))
+        elif isinstance(outcome, ImageReport):
+            try:
+                with about(outcome.image.path):
+                    text = "".join(_pieces(outcome, form, verbose=False))
+            except StaticcallError as error:
+                rendered.append(Rendered("", frozenset(), str(error), error.exit_code))
+                continue
+            # In a tree it is no news that a file has none.
+            told = (finding for finding in outcome.findings if finding.code != NO_STATIC_CALLS)
+            rendered.append(Rendered(text, frozenset(finding.severity for finding in told), "", 0))
+    return tuple(rendered)
 
 
 def _render_members(path: Path, look: Look, form: Format, *, verbose: bool) -> Rendered:
@@ -98,10 +145,11 @@ def join(images: Iterable[str], form: Format, policy: Policy) -> Iterator[str]:
 
 
 def publish(path: Path, document: Iterable[str], inputs: Iterable[Path] = ()) -> None:
-    """Write a document to a file, atomically; raises `UsageError` where that is one of the inputs."""
+    """Write a document to a file, atomically; raises `UsageError` where that is one of the inputs, or holds one."""
+    from staticcall.read.inputs import split_member  # noqa: PLC0415 - only for --output
     from staticcall.write.files import refuse_collisions  # noqa: PLC0415 - only for --output
     from staticcall.write.stage import publish_text  # noqa: PLC0415 - only for --output
 
     for one in inputs:
-        refuse_collisions((one, path))
+        refuse_collisions((split_member(one)[0], path))
     publish_text(path, document)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cache
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from staticcall.locate.claims import locate_claims
+from staticcall.model.aids import Aids
 from staticcall.model.claims import Claims
 from staticcall.model.evidence import Evidence
 from staticcall.model.image import Image
@@ -15,16 +15,6 @@ from staticcall.model.moves import Moves
 
 if TYPE_CHECKING:
     from staticcall.model.types import TypeSource
-
-
-class Aids(NamedTuple):
-    """Files that help to judge another: the `vmlinux` of a module, the `relocs` of a kernel."""
-
-    vmlinux: Path | None = None
-    relocs: Path | None = None
-
-
-NO_AIDS = Aids()
 
 
 def evidence_of(image: Image, aids: Aids) -> Evidence:

@@ -3,9 +3,12 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from staticcall.errors import InputError
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -15,15 +18,26 @@ _PATIENCE_SECONDS: Final = 5.0
 
 
 def each(
-    function: Callable[[_Item], _Result], items: Sequence[_Item], *, jobs: int, most_at_once: int = 1
+    function: Callable[[_Item], _Result],
+    items: Sequence[_Item],
+    *,
+    jobs: int,
+    most_at_once: int = 1,
+    executor: "Executor | None" = None,
 ) -> Iterator[_Result]:
-    """What a function makes of every item, in their order, in at most `jobs` processes.
+    """What a function makes of every item, in their order, in at most `jobs` processes, or by somebody else's executor.
 
-    A process gets at most `most_at_once` items at a time. An interruption from the keyboard reaches all processes of
-    a terminal: the first one heeds it when the next result is there, the others end what they have begun, so that none
-    stops in a file that is half written. A signal that ends the first one ends all, and none outlives it. To be called
-    in the main thread. Raises `InputError` where the system killed a process, or has no room for one.
+    With an executor (of concurrent.futures, or one that acts like it) every item is a task, and `jobs` does not count:
+    it has its own workers, and its own ways to fail.
+
+    Else a process gets at most `most_at_once` items at a time. An interruption from the keyboard reaches all processes
+    of a terminal: the first one heeds it when the next result is there, the others end what they have begun, so that
+    none stops in a file that is half written. A signal that ends the first one ends all, and none outlives it. To be
+    called in the main thread. Raises `InputError` where the system killed a process, or has no room for one.
     """
+    if executor is not None:
+        yield from _by(executor, function, items)
+        return
     if jobs == 1 or len(items) <= 1:
         yield from map(function, items)
         return
@@ -54,6 +68,17 @@ def each(
         if isinstance(error.__context__, InputError):
             raise error.__context__ from None
         raise
+
+
+def _by(executor: "Executor", function: Callable[[_Item], _Result], items: Sequence[_Item]) -> Iterator[_Result]:
+    futures = [executor.submit(function, item) for item in items]
+    try:
+        # What was given back is not kept.
+        while futures:
+            yield futures.pop(0).result()
+    finally:
+        for future in futures:
+            future.cancel()
 
 
 def _started(start: Callable[[], Iterator[_Result]]) -> Iterator[_Result]:

@@ -1,4 +1,4 @@
-"""The public JSON: reports, edits files and their schemas.
+"""The public JSON: reports and the schemas of all forms.
 
 Rendered in pieces, one line per site and key: a tree of objects for a million sites would not fit.
 """
@@ -8,22 +8,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from importlib.resources import files
-from itertools import pairwise
-from typing import Any
 
 from staticcall import __version__
 from staticcall.abi import elf64, x86
-from staticcall.errors import MalformedError
-from staticcall.model.change import Edit, EditKind, Plan
 from staticcall.model.report import ImageReport
 from staticcall.model.sites import Finding, Key, Policy, Site, Source, TargetKind, Verdict
 from staticcall.report.names import Names, hexadecimal, shown
 
 SCHEMA_VERSION = 1
-SCHEMAS = ("report", "edits", "allow-list", "check-memory")
-
-# Offsets in files are signed 64-bit numbers.
-_FILE_END = 1 << 63
+SCHEMAS = ("report", "diff", "edits", "allow-list", "check-memory")
 
 compact = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 
@@ -51,6 +44,7 @@ def render_document(policy: Policy, images: Iterable[str]) -> Iterator[str]:
 def render_image(report: ImageReport) -> Iterator[str]:
     """One image's object, in pieces: one line per site and per key."""
     image = report.image
+    source = image.name_source
     head: dict[str, object] = {"path": shown(image.path)}
     if report.sha256 is not None:
         head["sha256"] = report.sha256
@@ -58,6 +52,8 @@ def render_image(report: ImageReport) -> Iterator[str]:
         "build_id": image.build_id,
         "elf_type": elf64.TYPE_NAMES[image.elf_type],
         "machine": "x86_64",
+        "container": [layer.label for layer in image.layers],
+        "names": {"source": source.kind, "path": None if source.path is None else shown(source.path)},
     }
     yield compact(head)[:-1]
     names = Names(image, report.sites, report.keys)
@@ -101,6 +97,7 @@ def _site(report: ImageReport, names: Names, site: Site, verdict: Verdict) -> di
         "reason": verdict.reason,
         "sources": [source.value for source in site.sources],
         **({"pinned": True} if Source.EDITS in site.sources else {}),
+        **({"placement": "predicted"} if report.image.predicted(site.address) else {}),
     }
 
 
@@ -110,6 +107,7 @@ def _key(report: ImageReport, names: Names, key: Key) -> dict[str, object]:
         "name": key.name,
         "address": None if report.image.placement else hexadecimal(key.address),
         "defined": not key.slot.elsewhere,
+        **({"defined_in": key.slot.definition.owner} if key.slot.definition else {}),
         "func": None if report.located.kind_of(key) is TargetKind.NULL else names.function_of(key),
         "trampoline": key.trampoline.label if key.trampoline else None,
         "sites": direct + others,
@@ -138,63 +136,3 @@ def _finding(report: ImageReport, finding: Finding) -> dict[str, object]:
         "message": finding.message,
         "address": None if report.image.placement else hexadecimal(finding.address),
     }
-
-
-def render_edits(plan: Plan, original_sha256: str, patched_sha256: str) -> Iterator[str]:
-    """The edits file, with which `revert` restores the original."""
-    head = {
-        "schema_version": SCHEMA_VERSION,
-        "original_sha256": original_sha256,
-        "patched_sha256": patched_sha256,
-    }
-    yield compact(head)[:-1]
-    yield from array_of("edits", (_edit(edit) for edit in plan.edits))
-    yield "}\n"
-
-
-def _edit(edit: Edit) -> dict[str, object]:
-    return {
-        "file_offset": edit.file_offset,
-        "old": edit.old.hex(),
-        "new": edit.new.hex(),
-        "kind": edit.kind.value,
-        "key": edit.key,
-        "address": hexadecimal(edit.address),
-    }
-
-
-def parse_edits(text: bytes) -> tuple[str, str, tuple[Edit, ...]]:
-    """Read an edits file: the original's SHA-256, the patched file's, and the edits in file order.
-
-    Raises `MalformedError` for anything that `render_edits` does not write.
-    """
-    try:
-        document: Any = json.loads(text.decode("utf-8"))
-        version = document["schema_version"]
-        if type(version) is int and version != SCHEMA_VERSION:
-            raise MalformedError(f"is an edits file of version {version}", advice="use the version that wrote it")
-        edits = tuple(_parse_edit(edit) for edit in document["edits"])
-        original, patched = document["original_sha256"], document["patched_sha256"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise MalformedError("is not an edits file", advice="give the file that --edits wrote") from error
-    if not (type(version) is int and isinstance(original, str) and isinstance(patched, str)):
-        raise MalformedError("is not an edits file", advice="give the file that --edits wrote")
-    if not all(0 <= edit.file_offset < _FILE_END for edit in edits) or not _lengths_fit(edits):
-        raise MalformedError("has edits that do not fit", advice="give the file that --edits wrote")
-    return original, patched, edits
-
-
-def _lengths_fit(edits: tuple[Edit, ...]) -> bool:
-    """Whether nothing moves: only the last edit may replace the rest of the file by more or by less."""
-    return all(len(edit.old) == len(edit.new) for edit in edits[:-1]) and all(
-        before.file_offset + len(before.old) <= after.file_offset for before, after in pairwise(edits)
-    )
-
-
-def _parse_edit(edit: Any) -> Edit:
-    offset = edit["file_offset"]
-    if type(offset) is not int:  # a float would be cut, and true would be 1
-        raise TypeError("an offset that is no integer")
-    old, new = bytes.fromhex(edit["old"]), bytes.fromhex(edit["new"])
-    address = None if edit["address"] is None else int(edit["address"], 16)
-    return Edit(offset, old, new, EditKind(edit["kind"]), str(edit["key"]), address)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from staticcall.model.image import Image
-from staticcall.model.sites import Key, Site
+from staticcall.model.sites import Key, Site, TargetKind
 
 
 def hexadecimal(address: int | None) -> str | None:
@@ -52,6 +52,8 @@ class Names:
     def function_of(self, key: Key) -> str | None:
         """What a key leads to: a symbol where there is one, else the address; None for NULL."""
         slot = key.slot
+        if slot.definition:
+            return None if slot.definition.kind is TargetKind.NULL else slot.definition.target
         if slot.symbol or slot.elsewhere or not slot.value:  # a kernel has a symbol at 0, the first of its per-CPU data
             return slot.symbol or None
         return self._starts.get(slot.value) or hexadecimal(slot.value)

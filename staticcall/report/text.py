@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from staticcall.abi import elf64
 from staticcall.errors import printable
 from staticcall.model.change import Plan, Proof
+from staticcall.model.image import NameSource
 from staticcall.model.reasons import REASONS
 from staticcall.model.report import ImageReport
 from staticcall.model.sites import Answer, Finding
@@ -60,6 +61,10 @@ def _head(report: ImageReport) -> Iterator[str]:
     if image.build_id:
         kind += f", build id {image.build_id}"
     yield kind
+    if image.layers:
+        yield f"  in {', in '.join(layer.label for layer in reversed(image.layers))}"
+    if image.name_source.kind != "symtab":  # a file that names everything itself needs no word
+        yield f"  {_named_by(image.name_source)}"
     table = located.table
     if table and image.placement:
         yield f"  table in {table.origin.removeprefix('section ')}"
@@ -67,6 +72,8 @@ def _head(report: ImageReport) -> Iterator[str]:
         section = image.section_at(table.start)
         where = f" in {section.name}" if section else ""
         yield f"  table at {table.start:#x}{where} ({table.origin})"
+    if image.placement and image.placement.predicted:
+        yield "  cache lines foretold from where the kernel's loader puts the code"
     yield (
         f"  {summary.sites:,} sites, {summary.keys:,} keys ({summary.keys_used:,} with sites),"
         f" {len(located.trampolines):,} trampolines"
@@ -75,6 +82,18 @@ def _head(report: ImageReport) -> Iterator[str]:
         yield f"  {_counted(summary.pinned, 'site')} pinned by the patch that made it: no record leads them elsewhere"
     if report.sha256:
         yield f"  sha256 {report.sha256}"
+
+
+def _named_by(source: NameSource) -> str:
+    """Where the names are from, in words."""
+    words = {
+        "dynsym": "names from .dynsym, so of what is exported alone",
+        "kallsyms": "names from kallsyms, the kernel's own list",
+        "system-map": "names from the System.map",
+        "debug-file": "names from the debug file",
+        "none": "no names: neither symbols nor a debug file",
+    }[source.kind]
+    return words if source.path is None else f"{words} {shown(source.path)}"
 
 
 def _share(name: str, count: int, total: int) -> str:
@@ -169,3 +188,4 @@ def render_proof(proof: Proof) -> Iterator[str]:
         f" changed trampolines: {proof.trampolines:,}; changed keys: {proof.keys:,}"
         f"{f'; replaced records: {proof.records:,}' if proof.records else ''}\n"
     )
+    yield from (f"  {remark}\n" for remark in proof.remarks)

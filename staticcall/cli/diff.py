@@ -1,0 +1,70 @@
+"""`staticcall diff`: what changed from one kernel to the next."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from staticcall.cli.options import INPUT_FILE, look_options, quiet_option, verbose_option, version_option
+from staticcall.cli.outcome import say
+from staticcall.errors import ExitCode
+from staticcall.pipeline.batch import publish
+from staticcall.pipeline.diff import diff_of, render_diff_json, render_diff_text
+from staticcall.pipeline.look import Look
+
+
+@click.command("diff")
+@click.argument("old", type=click.Path())
+@click.argument("new", type=click.Path())
+@look_options
+@click.option("--scan", is_flag=True, help="Search the code as well as the table.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="Text for people, JSON for programs.",
+)
+@click.option("--output", type=INPUT_FILE, help="Write to a file instead of standard output.")
+@click.option("--fail-on-change", is_flag=True, help="Exit with 1 for any difference.")
+@click.option("-j", "--jobs", type=click.IntRange(1), default=1, show_default=True, help="Files at a time.")
+@verbose_option
+@quiet_option
+@version_option
+def command(
+    old: str,
+    new: str,
+    look: Look,
+    scan: bool,
+    form: str,
+    output: Path | None,
+    fail_on_change: bool,
+    jobs: int,
+    verbose: bool,
+    quiet: bool,
+) -> int:
+    """Compare two reports, images or trees by names, whatever their addresses.
+
+    OLD and NEW are each a report in JSON or JSON Lines, a file that report reads, or a folder or package with such
+    files. Told are keys added and lost and those that lead elsewhere, and sites added, lost, of another form or with
+    another verdict. A report brings its policy along.
+
+    \b
+    Examples:
+      staticcall diff vmlinux-6.1 vmlinux-6.12
+      staticcall diff -j 4 /lib/modules/6.12.1 /lib/modules/6.12.2
+      staticcall diff --fail-on-change before.json vmlinux
+    """
+    diff, look = diff_of(old, new, look._replace(scan=scan), jobs=jobs)
+    if form == "json":
+        pieces = list(render_diff_json(diff, look.policy))
+    else:
+        pieces = list(render_diff_text(diff, verbose=verbose))
+    if output is not None:
+        publish(output, pieces, [path for path in (Path(old), Path(new)) if path.is_file()])
+    elif not quiet:
+        for piece in pieces:
+            say(piece)
+    return ExitCode.FINDINGS if fail_on_change and not diff.equal else ExitCode.DONE
