@@ -11,13 +11,16 @@ from random import Random
 from typing import Final, NamedTuple
 
 from fuzz.mutate import mutated
-from fuzz.seeds import ORIGINAL, PATCHED, UNDO, Kind, Seed, Stock
+from fuzz.packing import mended, pack
+from fuzz.seed import ORIGINAL, PATCHED, UNDO, Kind, Seed, Stock
 
 BAD = "bad.elf"
 OUT, RESULT = "out.elf", "result.json"
 FOLDER = "folder"
 """Where there is a link that leads out of it, of the bad file's name."""
-FILES: Final = frozenset((BAD, OUT, UNDO, RESULT, FOLDER, ORIGINAL, PATCHED))
+TREE = "tree"
+"""A folder with the bad file in it, and a sound one."""
+FILES: Final = frozenset((BAD, OUT, UNDO, RESULT, FOLDER, TREE, ORIGINAL, PATCHED))
 POLICIES = ("lutomirski", "rel32", "block8", "torvalds", "kernel")
 _TABLES: Final = (
     *("0:0", "0:8", "8:0", "0xffffffff81000000:0xffffffff81000048", "-8:8", "0:ffffffffffffffff", "ffffffffffffffff:0"),
@@ -48,6 +51,10 @@ class Case(NamedTuple):
     """What may appear when it succeeds."""
     changes: frozenset[str] = frozenset()
     """What may be replaced then."""
+    several: bool = False
+    """Whether many files are asked about at once: each bad one has its line, and the others are told."""
+    inside: int = 0
+    """How many bytes more there are where all that is packed is unpacked."""
 
 
 Operation = Callable[[Random, Seed, bytes], Case]
@@ -56,8 +63,19 @@ Operation = Callable[[Random, Seed, bytes], Case]
 def draw(random: Random, stock: Stock) -> Case:
     """One case: a seed, damage to it, an operation that it is for."""
     seed = random.choice(stock.seeds)
-    content = mutated(random, seed.sample, stock.samples)
+    content = damaged(random, seed, stock)
     return random.choice(operations_of(seed))(random, seed, content)
+
+
+def damaged(random: Random, seed: Seed, stock: Stock) -> bytes:
+    """A copy that is damaged on the outside, or anywhere inside and packed again."""
+    level = random.randrange(len(seed.inner) + 1)
+    content = mutated(random, (*seed.inner, seed.sample)[level], stock.samples)
+    if level and random.random() < 0.5:
+        content = mended(seed.around[level - 1], content)
+    for layer in seed.around[level:]:
+        content = pack(layer, content)
+    return content
 
 
 def operations_of(seed: Seed) -> Sequence[Operation]:
@@ -69,13 +87,9 @@ def _case(
     operation: str, seed: Seed, content: bytes, *arguments: str, codes: Sequence[int], **more: Sequence[str]
 ) -> Case:
     files = {BAD: content, **{name: seed.beside[name] for name in seed.beside if name in arguments}}
-    return Case(
-        operation,
-        files,
-        arguments,
-        frozenset(codes),
-        *(frozenset(more.get(name, ())) for name in ("outputs", "changes")),
-    )
+    outputs, changes = (frozenset(more.get(name, ())) for name in ("outputs", "changes"))
+    inside = sum(len(sample.content) for sample in seed.inner)
+    return Case(operation, files, arguments, frozenset(codes), outputs, changes, inside=inside)
 
 
 def _some(random: Random, *options: tuple[str, ...], chance: float = 0.3) -> list[str]:
@@ -104,7 +118,9 @@ def _report(random: Random, seed: Seed, content: bytes) -> Case:
         more, name = [*more, "--scan"], f"{name}, --scan"
     outputs = ["--output", OUT] if random.random() < 0.1 else []
     arguments = ("report", "--format", form, *more, *look, *outputs, BAD)
-    return _case(name, seed, content, *arguments, codes=(0, 1, 3, *codes), outputs=outputs[1:])
+    case = _case(name, seed, content, *arguments, codes=(0, 1, 3, *codes), outputs=outputs[1:])
+    # What is compressed may be an archive after all.
+    return case._replace(several=bool(seed.around))
 
 
 def _wishes(random: Random, seed: Seed) -> tuple[str, list[str], list[int]]:
@@ -221,6 +237,59 @@ def _check_memory(random: Random, seed: Seed, content: bytes) -> Case:
     return _case("check-memory", seed, content, "check-memory", ORIGINAL, "--core", BAD, *more, codes=(0, 1, 2, 3, 4))
 
 
+def _extract(random: Random, seed: Seed, content: bytes) -> Case:
+    member = random.choice(("", seed.member)) if random.random() < 0.9 else random.choice(_MEMBERS)
+    if random.random() < 0.4:
+        return _case("extract --list", seed, content, "extract", "--list", BAD + member, codes=(0, 2, 3))
+    arguments = ("extract", BAD + member, "-o", OUT)
+    return _case("extract", seed, content, *arguments, codes=(0, 2, 3, 4), outputs=[OUT])
+
+
+_MEMBERS: Final = ("(boot/link)", "(boot)", "(boot/other)", "()", "(/)", "(../x)", "(boot/link)(x)", "(TRAILER!!!)")
+
+
+def _inside(operation: Operation) -> Operation:
+    """The same about the member that the seed is made for, which is a file of its own."""
+
+    def asked(random: Random, seed: Seed, content: bytes) -> Case:
+        case = operation(random, seed, content)
+        arguments = tuple(f"{BAD}{seed.member}" if word == BAD else word for word in case.arguments)
+        name = f"{case.operation}, of a member"
+        return case._replace(operation=name, arguments=arguments, codes=case.codes | {2, 3}, several=False)
+
+    return asked
+
+
+def _report_tree(random: Random, seed: Seed, content: bytes) -> Case:
+    """All of an archive, or of a folder in which it is."""
+    case = _report(random, seed, content)
+    if random.random() < 0.5:
+        return case._replace(operation=f"{case.operation}, all members")
+    # What is named like a module has to be one.
+    name = random.choice((BAD, BAD, f"{BAD}.ko.xz"))
+    beside = {f"{TREE}/{name}": content, f"{TREE}/good": seed.beside[ORIGINAL]}
+    arguments = tuple(TREE if word == BAD else word for word in case.arguments)
+    return case._replace(operation=f"{case.operation}, a folder", files=beside, arguments=arguments)
+
+
+def _diff(random: Random, seed: Seed, content: bytes) -> Case:
+    pair = (BAD, ORIGINAL) if random.random() < 0.5 else (ORIGINAL, BAD)
+    form = random.choice(("text", "json"))
+    more = _some(random, ("-v",), ("--fail-on-change",), ("--scan",))
+    case = _case(f"diff, {form}", seed, content, "diff", "--format", form, *more, *pair, codes=(0, 1, 3))
+    return case._replace(several=bool(seed.around))
+
+
+def _named_by(random: Random, seed: Seed, content: bytes) -> Case:
+    """A kernel without names, and a damaged file that has them."""
+    option = "--system-map" if seed.kind == "system map" else "--debug-file"
+    if random.random() < 0.6:
+        return _case(f"report, {option}", seed, content, "report", option, BAD, ORIGINAL, codes=(0, 1, 2, 3))
+    wish = (f"--set={seed.names.keys[0]}={random.choice(seed.names.targets)}", "-o", OUT)
+    arguments = ("patch", ORIGINAL, option, BAD, *wish)
+    return _case(f"patch, {option}", seed, content, *arguments, codes=(0, 2, 3, 4, 5), outputs=[OUT])
+
+
 _BY_KIND: Final[Mapping[Kind, Sequence[Operation]]] = {
     "image": (_report, _report, _patch, _patch, _patch, _verify_itself, _allow_list),
     "kernel": (_report, _report, _patch, _patch, _patch, _verify_itself, _allow_list),
@@ -233,4 +302,17 @@ _BY_KIND: Final[Mapping[Kind, Sequence[Operation]]] = {
     "relocs": (_patch_with,),
     "vmlinux": (_patch_with,),
     "core": (_check_memory,),
+    "container": (_report, _report, _patch, _patch, _extract, _verify_itself, _verify, _diff),
+    "members": (
+        _inside(_report),
+        _inside(_patch),
+        _inside(_verify_itself),
+        _report_tree,
+        _report_tree,
+        _extract,
+        _diff,
+    ),
+    "system map": (_named_by,),
+    "debug file": (_named_by,),
+    "told": (_diff,),
 }

@@ -39,6 +39,7 @@ class Findings:
         folder = self.folder / sha256(kind_of(problem).encode("utf-8", "replace")).hexdigest()[:12]
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in case.files.items():
+            (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_bytes(content)
         described = {
             "problem": problem,
@@ -48,6 +49,8 @@ class Findings:
             "codes": sorted(case.codes),
             "outputs": sorted(case.outputs),
             "changes": sorted(case.changes),
+            "several": case.several,
+            "inside": case.inside,
             "files": sorted(case.files),
         }
         (folder / "case.json").write_text(json.dumps(described, indent=1) + "\n", encoding="ascii")
@@ -66,12 +69,15 @@ def load(folder: Path) -> Case:
     """A finding again."""
     said = json.loads((folder / "case.json").read_text(encoding="ascii"))
     files = {name: (folder / name).read_bytes() for name in said["files"]}
-    sets = (frozenset(said[name]) for name in ("codes", "outputs", "changes"))
-    return Case(said["operation"], files, tuple(said["arguments"]), *sets)
+    codes, outputs, changes = (frozenset(said[name]) for name in ("codes", "outputs", "changes"))
+    arguments = tuple(said["arguments"])
+    return Case(said["operation"], files, arguments, codes, outputs, changes, said["several"], said["inside"])
 
 
 def smaller(case: Case, problem: str, judge: Judge, sound: bytes) -> Case:
     """The same case with as many bytes as possible as they are in the sound file."""
+    if BAD not in case.files:
+        return case  # in a folder
     kind, best = kind_of(problem), bytearray(case.files[BAD])
     if len(best) > len(sound):
         best = _shorter(case, kind, judge, best, len(sound))

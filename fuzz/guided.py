@@ -27,7 +27,7 @@ from fuzz.tally import Tally
 if TYPE_CHECKING:
     from fuzz.cases import Case
     from fuzz.runner import Task
-    from fuzz.seeds import Seed, Stock
+    from fuzz.seed import Seed, Stock
 
 _HEAD = 4
 _STOCK, _TALLY, _KINDS, _LOG = "stock", "tally", "kinds", "log"

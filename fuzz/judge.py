@@ -5,10 +5,11 @@
     outcome.problems        nothing, where all went as it should, however the run ended
 
 A run must end with an exit code of its command, within two seconds of processor time and in 100 MB and ten times its
-input on top of what the process has; with one line on standard error where it fails, and then nothing on standard
-output, nothing new in the folder, and no file touched. Whatever comes of it, no program is started, nothing is
-compiled or imported from a file, and nothing outside of the folder of the output is opened for writing, removed or
-renamed: symbolic links that lead out of there are not followed.
+input, unpacked, on top of what the process has (of a codec's dictionary only what is used counts); with one line on
+standard error where it fails, and then nothing on standard output, nothing new in the folder, and no file touched.
+Whatever comes of it, no program is started, nothing is compiled or imported from a file, and nothing outside of the
+folder of the output is opened for writing, removed or renamed: symbolic links that lead out of there are not followed.
+The one exception is what stands for TMPDIR, where nothing may be left.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ import resource
 import shutil
 import signal
 import sys
+import tempfile
 import time
 import traceback
+from base64 import b64decode
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from hashlib import sha256
@@ -31,30 +34,18 @@ from types import FrameType
 from typing import Any, Final, NamedTuple
 
 from fuzz.cases import BAD, FILES, FOLDER, OUT, Case
-from fuzz.seeds import ORIGINAL, PATCHED, UNDO
+from fuzz.seed import ORIGINAL, PATCHED, UNDO
+from fuzz.watch import Watch
 
 SECONDS = 2.0
 MEMORY, MEMORY_PER_BYTE = 100 << 20, 10
-_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+# What codecs reserve for a dictionary, at most; they use as much of it as there is to unpack.
+_DICTIONARIES = (1 << 30) + (256 << 20)
+# What holds many files, whatever the damaged file was before.
+_HOLDING: Final = (b"070701", b"070702", b"!<arch>\ndebian-binary")
 _LINK = "link"
 # What the tool imports late: it takes memory by the number of processors, and none of it is the input's fault.
 _LIBRARIES: Final = ("numpy", "capstone", "lief", "elftools.elf.elffile")
-# Audit events of Python that would start a program, load code, or reach another machine.
-_FORBIDDEN: Final = (
-    *(
-        "subprocess.Popen",
-        "os.exec",
-        "os.posix_spawn",
-        "os.spawn",
-        "os.system",
-        "os.fork",
-        "os.forkpty",
-        "os.startfile",
-    ),
-    *("pty.spawn", "socket.", "ftplib.", "urllib.", "webbrowser.", "pickle.find_class"),
-    *("os.symlink", "os.link", "os.mkdir", "os.rmdir", "shutil."),
-)
-_CHANGING: Final = ("os.rename", "os.remove", "os.truncate", "os.chmod", "os.chown", "os.utime")
 
 
 class StuckError(BaseException):
@@ -75,50 +66,7 @@ class Outcome(NamedTuple):
     """By how many bytes the process was larger than ever before."""
 
 
-class _Watch:
-    """An audit hook; there can be only one in a process, for good, and it only looks while it is told to."""
-
-    def __init__(self) -> None:
-        self.seen: list[str] = []
-        self.folder: str | None = None
-        sys.addaudithook(self._hook)
-
-    @contextmanager
-    def of(self, folder: Path) -> Iterator[list[str]]:
-        """Collect what happens outside of a folder, and what must not happen anywhere."""
-        self.seen = []
-        self.folder = f"{folder}{os.sep}"
-        try:
-            yield self.seen
-        finally:
-            self.folder = None
-
-    def _hook(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if self.folder is None:
-            return
-        if event == "open":
-            path, mode, flags = arguments
-            writes = flags & _WRITING if isinstance(flags, int) else mode and set(mode) & set("wax+")
-            if writes and not self._inside(path):
-                self.seen.append(f"writes elsewhere: {path!r}")
-        elif event in _CHANGING:
-            self.seen.extend(
-                f"{event} elsewhere: {path!r}" for path in arguments[:2] if not self._inside(path, follow=False)
-            )
-        elif event.startswith(_FORBIDDEN) or (event in ("compile", "exec", "os.putenv") and not _importing()):
-            self.seen.append(f"forbidden event {event}: {arguments!r:.200}")
-
-    def _inside(self, path: object, *, follow: bool = True) -> bool:
-        """Whether a path is in the folder, or what it leads to; numbers are what was opened before."""
-        if not isinstance(path, str | bytes | os.PathLike):
-            return True
-        name = os.fsdecode(path)
-        if not follow:
-            return f"{Path(name).parent.resolve()}{os.sep}".startswith(str(self.folder))
-        return name == os.devnull or os.path.realpath(name).startswith(str(self.folder))
-
-
-_watches: list[_Watch] = []
+_watches: list[Watch] = []
 
 
 class Judge:
@@ -127,7 +75,8 @@ class Judge:
     def __init__(self, home: Path, *, seconds: float = SECONDS) -> None:
         self._seconds = seconds
         self.folder, outside = home.resolve() / "room", home.resolve() / "outside"
-        for folder in (self.folder, outside):
+        self.temporary = home.resolve() / "temporary"
+        for folder in (self.folder, outside, self.temporary):
             folder.mkdir(parents=True)
         self._canary = outside / "canary"
         self._canary.write_text("nobody writes here")
@@ -136,7 +85,7 @@ class Judge:
         for name in _LIBRARIES:
             import_module(name)
         if not _watches:
-            _watches.append(_Watch())
+            _watches.append(Watch())
         self._watch = _watches[0]
         self._peak = 0
 
@@ -158,7 +107,7 @@ class Judge:
     def put(self, case: Case) -> None:
         """Have a case's files in the folder, and nothing else but the links."""
         for entry in os.scandir(self.folder):
-            if entry.name == FOLDER:
+            if entry.is_dir(follow_symlinks=False):
                 shutil.rmtree(entry.path)
             elif entry.name != _LINK:
                 self.path(entry.name).unlink()
@@ -166,21 +115,27 @@ class Judge:
             self.path(FOLDER).mkdir()
             self.path(FOLDER, BAD).symlink_to(self._canary)
         for name, content in case.files.items():
+            self.path(name).parent.mkdir(exist_ok=True)
             self.path(name).write_bytes(content)
 
     def arguments(self, case: Case) -> list[str]:
         """The arguments of a case, its files by their paths."""
-        return [str(self.folder / word) if word in FILES else word for word in case.arguments]
+        return [str(self.folder / word) if word.partition("(")[0] in FILES else word for word in case.arguments]
 
     def _guarded(self, case: Case, arguments: list[str]) -> Outcome:
         before = {entry.name: _sign(entry) for entry in os.scandir(self.folder)}
-        size = sum(map(len, case.files.values()))
+        memory = MEMORY + MEMORY_PER_BYTE * (sum(map(len, case.files.values())) + case.inside)
         out, err = StringIO(), StringIO()
         problems: list[str] = []
         code = -1
         peak = self._peak
+        held = _forget_peak()
         start = time.process_time()
-        with self._watch.of(self.folder) as seen, _limits(MEMORY + MEMORY_PER_BYTE * size, self._seconds):
+        tempfile.tempdir = str(self.temporary)
+        with (
+            self._watch.of(self.folder, self.temporary) as seen,
+            _limits(memory + (_DICTIONARIES if case.inside else 0), self._seconds),
+        ):
             try:
                 with redirect_stdout(out), redirect_stderr(err):
                     code = int(_entry()(arguments))
@@ -189,8 +144,15 @@ class Judge:
             except (Exception, SystemExit) as error:
                 problems.append(f"traceback: {type(error).__name__} {_place(error.__traceback__)}: {error!r:.200}")
         seconds = time.process_time() - start
-        self._peak = max(peak, _peak())
+        grown = _peak() - held
+        self._peak = max(peak, held + grown)
+        if grown > memory:
+            problems.append(f"memory: {grown >> 20} MiB more than before")
         problems += sorted(set(seen))
+        if left := [path.name for path in self.temporary.iterdir()]:
+            problems.append(f"temporary files left: {left}")
+            shutil.rmtree(self.temporary)
+            self.temporary.mkdir()
         if not problems:
             problems += self._looked_at(case, code, out.getvalue(), err.getvalue(), before)
         if seconds > self._seconds and not problems:
@@ -216,23 +178,15 @@ class Judge:
             yield f"touched: {sorted(changed)}"
         if _sign(self._canary) != self._canary_sign:
             yield "touched outside"
-        if code in (0, 1):
-            if err:
-                yield f"standard error of a success: {err[:300]!r}"
-            yield from _readable(case, out)
-        else:
-            if not err.startswith("staticcall: ") or not err.endswith("\n") or len(err.splitlines()) != 1:
-                yield f"not one line: {err[:500]!r}"
-            if not err[:-1].isprintable():
-                yield f"unprintable line: {err[:500]!r}"
-            if out:
-                yield f"output of a failure: {out[:300]!r}"
+        yield from _said(case, code, out, err)
 
     def _follow(self, case: Case, *, thorough: bool) -> Iterator[str]:
         """See that what was made is what it should be, by other means and by the other commands."""
         made = self.path(FOLDER, BAD) if FOLDER in case.arguments else self.path(OUT if OUT in case.outputs else BAD)
         if "--dry-run" in case.arguments:
             return
+        if "(" in case.arguments[1]:
+            return  # a member, whose original is not at hand
         original = case.files[BAD if case.operation.startswith("annotate") else case.arguments[1]]
         result = made.read_bytes()
         yield from _sane(original, result)
@@ -273,20 +227,29 @@ class Judge:
         yield from (f"not proved: {problem}" for problem in self._guarded(proof, self.arguments(proof)).problems)
 
 
-def _importing() -> bool:
-    """Whether Python's import system is at work, which the tool's late imports need."""
-    frame: FrameType | None = sys._getframe()
-    while frame is not None:
-        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
-            return True
-        frame = frame.f_back
-    return False
-
-
 def _entry() -> Callable[[Sequence[str]], int]:
     from staticcall.cli.entry import run  # noqa: PLC0415 - whoever measures coverage has to import it first
 
     return run
+
+
+def _said(case: Case, code: int, out: str, err: str) -> Iterator[str]:
+    """What is wrong with what was printed."""
+    if code in (0, 1):
+        if err:
+            yield f"standard error of a success: {err[:300]!r}"
+        yield from _readable(case, out)
+        return
+    if case.several or case.files.get(BAD, b"").startswith(_HOLDING):
+        if not err or not all(line.startswith("staticcall: ") and line.isprintable() for line in err.splitlines()):
+            yield f"not lines: {err[:500]!r}"
+        return
+    if not err.startswith("staticcall: ") or not err.endswith("\n") or len(err.splitlines()) != 1:
+        yield f"not one line: {err[:500]!r}"
+    if not err[:-1].isprintable():
+        yield f"unprintable line: {err[:500]!r}"
+    if out:
+        yield f"output of a failure: {out[:300]!r}"
 
 
 def _readable(case: Case, out: str) -> Iterator[str]:
@@ -309,6 +272,10 @@ def _sane(original: bytes, result: bytes) -> Iterator[str]:
         return
     if result == original:
         return  # whatever it is: what has nothing to annotate is copied
+    if not original.startswith(b"\x7fELF"):
+        if result[:2] != original[:2]:
+            yield "another format"
+        return
     if result[:40] != original[:40] or len(result) < 64:
         yield "another ELF header"
         return
@@ -323,6 +290,12 @@ def _as_said(original: bytes, result: bytes, undo: bytes) -> Iterator[str]:
     digests = document["original_sha256"], document["patched_sha256"]
     if digests != (sha256(original).hexdigest(), sha256(result).hexdigest()):
         yield "undo file: has other digests"
+    if "container" in document:
+        outer = document["container"]
+        start, old = outer["file_offset"], b64decode(outer["old"])
+        if result[:start] + old + result[start + outer["new_size"] :] != original:
+            yield "undo file: another container"
+        return
     data = bytearray(original)
     for edit in sorted(document["edits"], key=lambda one: -int(one["file_offset"])):
         at, old, new = edit["file_offset"], bytes.fromhex(edit["old"]), bytes.fromhex(edit["new"])
@@ -343,6 +316,12 @@ def _place(trace: Any) -> str:
     frames = traceback.extract_tb(trace)
     own = [frame for frame in frames if "staticcall" in Path(frame.filename).parts][-2:]
     return " < ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in reversed([*own, *frames[-1:]]))
+
+
+def _forget_peak() -> int:
+    """Let `_peak` begin anew; gives what the process has now, in bytes."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def _peak() -> int:

@@ -162,6 +162,9 @@ def mutate(random: Random, data: bytearray, known: Map, others: Sequence[Sample]
     if region.name == "text":
         _text(random, data)
         return
+    if region.name.endswith("digits") and random.random() < 0.8:
+        _digits(random, data, region)
+        return
     draw = random.randrange(1000)
     for limit, one in _KINDS:
         if draw < limit:
@@ -204,6 +207,20 @@ def _telling(random: Random, data: bytearray, region: Region, known: Map) -> Non
     at, size = _place(random, data, region)
     number = random.choice(_TELLING) if random.random() < 0.4 else _near(random, random.choice(known.numbers))
     _put(data, at, size, number)
+
+
+def _digits(random: Random, data: bytearray, region: Region) -> None:
+    """Another number or name in a header that is text, of the same width."""
+    at, size = _place(random, data, region)
+    form = random.choice(("0{}x", "0{}X", "0{}o", "<{}"))
+    number = random.choice((*_TELLING, *range(24), len(data), len(data) - at))
+    if random.random() < 0.3:
+        text = random.choice((*NAMES, b"TRAILER!!!", b"boot/file.ko", b"", b"-1", b"\0", b"\x80\0\0\0\0\0\0\x01"))
+        text = text[:size].ljust(size, random.choice((b"\0", b" ")))
+    else:
+        text = format(number, form.format(size)).encode()[:size].ljust(size, b" ")
+    if at + size <= len(data):
+        data[at : at + size] = text
 
 
 def _small(random: Random, data: bytearray, region: Region, _: Map) -> None:

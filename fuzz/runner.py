@@ -21,7 +21,7 @@ from typing import NamedTuple
 from fuzz.cases import Case, draw, operations_of
 from fuzz.findings import Findings
 from fuzz.judge import Judge
-from fuzz.seeds import Stock
+from fuzz.seed import Stock
 from fuzz.tally import Tally
 
 _BATCH = 200

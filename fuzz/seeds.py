@@ -7,43 +7,23 @@ Every file is as small as the toolchain makes it: most of a run's time goes by i
 
 from __future__ import annotations
 
-import shutil
 import struct
-import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
 from pathlib import Path
-from typing import Final, Literal, NamedTuple
+from typing import Final
 
 from fuzz.mutate import Sample
-from fuzz.regions import ARCHIVE_MAGIC, MEMBER_SIZE, Map, Region, regions_of
+from fuzz.regions import ARCHIVE_MAGIC, MEMBER_SIZE, Map, Region
+from fuzz.seed import BARE, FIXTURES, KERNEL, ORIGINAL, PATCHED, SMALL, UNDO, Kind, Names, Seed, Stock, run, seed_of
+from fuzz.shipped import containers, patched_containers, stripped, told
 from tests.support import toolchain
 from tests.support.archives import packed
 from tests.support.elf_edit import ET_CORE, PT_LOAD, PT_NOTE, SEGMENT_SIZE, Elf
 from tests.support.object_mutations import signed, with_wide_numbers
 from tests.support.objects import Objects
 from tests.support.tool import succeed
-from tests.support.toolchain import TIMEOUT_SECONDS, BuildError
 
-Kind = Literal[
-    "image", "kernel", "object", "plain", "archive", "patched", "undo", "options", "relocs", "vmlinux", "core"
-]
-
-# Files that others need beside them, by the names that they have in arguments.
-ORIGINAL, PATCHED, UNDO = "original.elf", "patched.elf", "undo.json"
-
-_FIXTURES = Path(__file__).parents[1] / "fixtures"
-_SMALL = ("-Wl,-z,noseparate-code,-z,max-page-size=0x1000,--build-id=none",)
 _ALONE = ("-nostartfiles", "-Wl,-e,main")
-_BARE = ("-nostdlib", "-O2", "-fno-asynchronous-unwind-tables", *_SMALL)
-_KERNEL = ("-static", "-no-pie", "-Wl,-Ttext-segment=0xffffffff81000000")
-
-
-class Names(NamedTuple):
-    """Keys of a file, and functions in it or elsewhere."""
-
-    keys: tuple[str, ...]
-    targets: tuple[str, ...]
 
 
 _CALLS = Names(("alpha", "beta", "hook", "zero"), ("alpha_fast", "beta_fast", "zero_plus", "hook_count"))
@@ -68,18 +48,18 @@ _IMAGES: Final[Mapping[str, tuple[str, Sequence[str], Kind, Names]]] = {
     "btf": ("fuzz/typed.c", ("-static-pie", "-fPIE", "-gbtf"), "image", _TYPED),
     "dwarf-5": ("fuzz/typed.c", ("-static-pie", "-fPIE", "-gdwarf-5"), "image", _TYPED),
     "dwarf-4": ("fuzz/typed.c", ("-static", "-no-pie", "-fno-pie", "-gdwarf-4"), "image", _TYPED),
-    "kernel-6.12": ("kernel/kernel.S", (*_KERNEL, "-DTHUNK"), "kernel", _FILLED),
+    "kernel-6.12": ("kernel/kernel.S", (*KERNEL, "-DTHUNK"), "kernel", _FILLED),
     "kernel-prefixed": (
         "kernel/kernel.S",
-        (*_KERNEL, "-DTHUNK", "-DPREFIXED", "-DNO_BANNER", "-DMESSAGE"),
+        (*KERNEL, "-DTHUNK", "-DPREFIXED", "-DNO_BANNER", "-DMESSAGE"),
         "kernel",
         _FILLED,
     ),
-    "kernel-5.10": ("kernel/kernel.S", (*_KERNEL, "-DUNSIGNED", "-DNO_RETURN", "-DNO_JCC"), "kernel", _FILLED),
-    "kernel-5.15": ("kernel/kernel.S", (*_KERNEL, "-DSCT", "-DXOR=0x66,0x66,0x48,0x31,0xc0"), "kernel", _FILLED),
-    "kernel-tables": ("fuzz/tables.S", (*_KERNEL, "-DTHUNK"), "kernel", _FILLED),
-    "kernel-symbols": ("fuzz/tables.S", (*_KERNEL, "-DTHUNK", "-DIN_RODATA"), "kernel", _FILLED),
-    "kernel-relocations": ("fuzz/tables.S", (*_KERNEL, "-DTHUNK", "-Wl,--emit-relocs"), "kernel", _FILLED),
+    "kernel-5.10": ("kernel/kernel.S", (*KERNEL, "-DUNSIGNED", "-DNO_RETURN", "-DNO_JCC"), "kernel", _FILLED),
+    "kernel-5.15": ("kernel/kernel.S", (*KERNEL, "-DSCT", "-DXOR=0x66,0x66,0x48,0x31,0xc0"), "kernel", _FILLED),
+    "kernel-tables": ("fuzz/tables.S", (*KERNEL, "-DTHUNK"), "kernel", _FILLED),
+    "kernel-symbols": ("fuzz/tables.S", (*KERNEL, "-DTHUNK", "-DIN_RODATA"), "kernel", _FILLED),
+    "kernel-relocations": ("fuzz/tables.S", (*KERNEL, "-DTHUNK", "-Wl,--emit-relocs"), "kernel", _FILLED),
 }
 _PLAIN: Final[Sequence[tuple[str, toolchain.Compiler]]] = (
     ("calls-kernel", "gcc"),
@@ -104,52 +84,26 @@ pin = ["{key}"]
 """
 
 
-class Seed(NamedTuple):
-    """A sound file, what it needs beside it, and what one may ask of it."""
-
-    name: str
-    kind: Kind
-    sample: Sample
-    names: Names
-    beside: Mapping[str, bytes]
-    """Other files by the names that arguments give them."""
-
-    @property
-    def content(self) -> bytes:
-        """The sound file."""
-        return self.sample.content
-
-
-class Stock(NamedTuple):
-    """All seeds, and all that parts may be borrowed from."""
-
-    seeds: tuple[Seed, ...]
-    samples: tuple[Sample, ...]
-
-
 def build(folder: Path) -> Stock:
     """Build every seed in an empty folder; raises `BuildError` where the toolchain cannot."""
     seeds = [*_images(folder), *_objects(folder)]
     seeds += [_archive(seeds), *_patched(folder, seeds), *_texts(seeds), *_aids(seeds)]
+    seeds += [*containers(seeds), *patched_containers(folder, seeds), *stripped(folder, seeds), told(folder, seeds)]
     return Stock(tuple(seeds), tuple(seed.sample for seed in seeds if seed.sample.map.regions[0].name != "text"))
-
-
-def _seed(name: str, kind: Kind, content: bytes, names: Names, beside: Mapping[str, bytes] = {}) -> Seed:
-    return Seed(name, kind, Sample(content, regions_of(content)), names, beside)
 
 
 def _images(folder: Path) -> Iterator[Seed]:
     for name, (fixture, kind, relr, more, names) in _PROGRAMS.items():
-        path = toolchain.build(fixture, folder, kind=kind, relr=relr, extra=("-g0", *_SMALL, *more))
-        yield _seed(name, "image", path.read_bytes(), names)
+        path = toolchain.build(fixture, folder, kind=kind, relr=relr, extra=("-g0", *SMALL, *more))
+        yield seed_of(name, "image", path.read_bytes(), names)
     for name, (source, options, role, names) in _IMAGES.items():
         version = name.partition("-")[2] if name[-1].isdigit() and role == "kernel" else "6.12"
         path, part = folder / name, folder / f"{name}.o"
         # In one step the file would have the name of a temporary one in it.
-        _run("gcc", *_BARE, f'-DVERSION="{version}.0"', *options, "-c", "-o", part, _FIXTURES / source)
-        _run("gcc", *_BARE, *options, "-o", path, part)
+        run("gcc", *BARE, f'-DVERSION="{version}.0"', *options, "-c", "-o", part, FIXTURES / source)
+        run("gcc", *BARE, *options, "-o", path, part)
         content = path.read_bytes()
-        yield _seed(name, role, _without_section(content) if name == "kernel-symbols" else content, names)
+        yield seed_of(name, role, _without_section(content) if name == "kernel-symbols" else content, names)
 
 
 def _without_section(content: bytes) -> bytes:
@@ -163,17 +117,17 @@ def _objects(folder: Path) -> Iterator[Seed]:
     made = Objects(folder)
     for name, compiler in _PLAIN:
         path = made(name, compiler)
-        yield _seed(f"{name}-{compiler}", "plain", path.read_bytes(), _TWO)
+        yield seed_of(f"{name}-{compiler}", "plain", path.read_bytes(), _TWO)
         if name in ("two_keys", "unsorted", "calls-kernel"):
             annotated = path.with_suffix(".annotated.o")
             succeed("annotate", *(["--module"] if name == "calls-kernel" else []), path, "-o", annotated)
-            yield _seed(f"{name}-annotated", "object", annotated.read_bytes(), _TWO)
+            yield seed_of(f"{name}-annotated", "object", annotated.read_bytes(), _TWO)
     content = annotated.read_bytes()
     path = folder / "typed.o"
-    _run("gcc", "-O2", "-gbtf", "-c", "-o", path, _FIXTURES / "fuzz" / "typed.c")
-    yield _seed("typed", "object", path.read_bytes(), _TYPED)
-    yield _seed("signed", "object", signed(content), _TWO)
-    yield _seed("wide", "object", with_wide_numbers(content), _TWO)
+    run("gcc", "-O2", "-gbtf", "-c", "-o", path, FIXTURES / "fuzz" / "typed.c")
+    yield seed_of("typed", "object", path.read_bytes(), _TYPED)
+    yield seed_of("signed", "object", signed(content), _TWO)
+    yield seed_of("wide", "object", with_wide_numbers(content), _TWO)
 
 
 def _archive(seeds: Sequence[Seed]) -> Seed:
@@ -185,7 +139,7 @@ def _archive(seeds: Sequence[Seed]) -> Seed:
     index = (1).to_bytes(4, "big") + first.to_bytes(4, "big") + symbol
     members = [(b"/", index), (b"//", names), (b"/0", contents["two_keys-annotated"])]
     members += [(b"second.o/", contents["two_keys-gcc"]), (b"text/", b"odd")]
-    return _seed("archive", "archive", packed(*members), _TWO)
+    return seed_of("archive", "archive", packed(*members), _TWO)
 
 
 def _patched(folder: Path, seeds: Sequence[Seed]) -> Iterator[Seed]:
@@ -198,9 +152,9 @@ def _patched(folder: Path, seeds: Sequence[Seed]) -> Iterator[Seed]:
         strip = ["--strip-signature"] if seed.name == "signed" else []
         succeed("patch", original, "--bind", "--policy", "kernel", "-o", patched, "--edits", undo, *strip)
         old, new, edits = seed.content, patched.read_bytes(), undo.read_bytes()
-        yield _seed(f"patched {seed.name}", "patched", new, seed.names, {ORIGINAL: old, UNDO: edits})
+        yield seed_of(f"patched {seed.name}", "patched", new, seed.names, {ORIGINAL: old, UNDO: edits})
         if len(edits) < 20_000:
-            yield _seed(f"undo of {seed.name}", "undo", edits, seed.names, {PATCHED: new})
+            yield seed_of(f"undo of {seed.name}", "undo", edits, seed.names, {PATCHED: new})
 
 
 def _texts(seeds: Sequence[Seed]) -> Iterator[Seed]:
@@ -208,7 +162,7 @@ def _texts(seeds: Sequence[Seed]) -> Iterator[Seed]:
     for name in ("pie", "kernel-6.12", "two_keys-annotated"):
         seed = by_name[name]
         text = _OPTIONS.format(key=seed.names.keys[0], target=seed.names.targets[1])
-        yield _seed(f"options for {name}", "options", text.encode(), seed.names, {ORIGINAL: seed.content})
+        yield seed_of(f"options for {name}", "options", text.encode(), seed.names, {ORIGINAL: seed.content})
 
 
 def _aids(seeds: Sequence[Seed]) -> Iterator[Seed]:
@@ -217,7 +171,7 @@ def _aids(seeds: Sequence[Seed]) -> Iterator[Seed]:
     kernel, typed = by_name["kernel-6.12"], by_name["typed"]
     yield Seed("relocs", "relocs", _relocs(kernel.content), kernel.names, {ORIGINAL: kernel.content})
     for name in ("btf", "dwarf-5"):
-        yield _seed(f"{name} for a module", "vmlinux", by_name[name].content, typed.names, {ORIGINAL: typed.content})
+        yield seed_of(f"{name} for a module", "vmlinux", by_name[name].content, typed.names, {ORIGINAL: typed.content})
     for name, slide in (
         ("kernel-6.12", 0x1200000),
         ("kernel-tables", 0),
@@ -225,7 +179,7 @@ def _aids(seeds: Sequence[Seed]) -> Iterator[Seed]:
         ("pie", 0x7F0000000000),
     ):
         seed = by_name[name]
-        yield _seed(f"memory of {name}", "core", _core(seed.content, slide), seed.names, {ORIGINAL: seed.content})
+        yield seed_of(f"memory of {name}", "core", _core(seed.content, slide), seed.names, {ORIGINAL: seed.content})
 
 
 def _relocs(kernel: bytes) -> Sample:
@@ -279,19 +233,3 @@ def _note(name: bytes, kind: int, description: bytes) -> bytes:
     name += b"\0"
     head = struct.pack("<III", len(name), len(description), kind)
     return head + name + bytes(-len(name) % 4) + description + bytes(-len(description) % 4)
-
-
-@cache
-def _steady() -> tuple[str, ...]:
-    """What runs a program always at the same addresses, where that may be done."""
-    command = ("setarch", "-R")
-    if shutil.which(command[0]) is None:
-        return ()
-    return command if not subprocess.run([*command, "true"], capture_output=True, check=False).returncode else ()  # noqa: S603 - its own
-
-
-def _run(*command: str | Path) -> None:
-    # In what order gcc writes BTF depends on where it lies in memory.
-    done = subprocess.run([*_steady(), *command], capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False)  # noqa: S603 - the machine's compiler
-    if done.returncode:
-        raise BuildError(f"{' '.join(map(str, command))}\n{done.stdout}{done.stderr}")
