@@ -29,7 +29,8 @@ class StaticcallError(Exception):
     """Something that ends the work on one file.
 
     `what` says what is wrong, `offset` is a byte offset in the file (not an address), `advice` says what to
-    do about it. `path` is filled in by whoever knows the file, see `about`.
+    do about it. `path` is filled in by whoever knows the file, see `about`; `inside` tells that the offset is one of
+    what is inside of that file, see `inside_of`.
     """
 
     exit_code = ExitCode.INPUT
@@ -40,9 +41,11 @@ class StaticcallError(Exception):
         self.path = path
         self.offset = offset
         self.advice = advice
+        self.inside = False
 
     def __str__(self) -> str:
-        place = f" (offset {self.offset:#x})" if self.offset is not None else ""
+        where = " of the file inside" if self.inside else ""
+        place = f" (offset {self.offset:#x}{where})" if self.offset is not None else ""
         parts = [self.what + place]
         if self.advice:
             parts.append(self.advice)
@@ -99,6 +102,16 @@ def about(path: StrPath) -> Iterator[None]:
     except StaticcallError as error:
         if error.path is None:
             error.path = path
+        raise
+
+
+@contextmanager
+def inside_of(container: object) -> Iterator[None]:
+    """Where there is a container, let the offsets of errors that pass through say that they are not the container's."""
+    try:
+        yield
+    except StaticcallError as error:
+        error.inside = error.inside or bool(container)
         raise
 
 

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import pytest
 
-from tests.support import bzimage, guest, kbuild, kernels, modules, objects, vmlinux
+from tests.support import bzimage, containers, guest, kbuild, kernels, modules, objects, vmlinux
 from tests.support.programs import Builder
 from tests.support.refusals import Room, make_room
 
@@ -46,12 +46,23 @@ def kernel(request: pytest.FixtureRequest) -> vmlinux.Vmlinux:
 
 
 @pytest.fixture(scope="session")
+def vmlinuz(kernel: vmlinux.Vmlinux) -> Path:
+    """The kernel as it is booted: its bzImage."""
+    if missing := bzimage.missing_tools():
+        _unavailable(f"not installed: {', '.join(missing)}")
+    try:
+        return bzimage.packed(kernel.path)
+    except kernels.KernelMissingError as error:
+        _unavailable(f"no bzImage: {error}")
+
+
+@pytest.fixture(scope="session")
 def unpacked(kernel: vmlinux.Vmlinux, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the bzImage of the kernel decompresses to."""
     if missing := bzimage.missing_tools():
         _unavailable(f"not installed: {', '.join(missing)}")
     try:
-        (packed,) = kernels.image(kernel.path).glob("boot/vmlinuz-*")
+        packed = bzimage.packed(kernel.path)
     except kernels.KernelMissingError as error:
         _unavailable(f"no bzImage: {error}")
     return bzimage.unpack(packed, tmp_path_factory.mktemp("unpacked") / "vmlinux.bin.all")
@@ -78,6 +89,17 @@ def development() -> modules.Development:
 
 
 @pytest.fixture(scope="session")
+def kallsyms_program(kernel: vmlinux.Vmlinux) -> Path:
+    """What made the table of names of each kernel: its `scripts/kallsyms`, as it was built for that."""
+    try:
+        headers = kernels.headers(kernel.path)
+    except kernels.KernelMissingError as error:
+        _unavailable(f"no kernel with headers: {error}")
+    (program,) = headers.glob("usr/lib/linux-kbuild-*/scripts/kallsyms")
+    return program
+
+
+@pytest.fixture(scope="session")
 def kernel_objects(development: modules.Development) -> Path:
     """A folder for each compiler, of objects of the kernel as it made them."""
     try:
@@ -92,6 +114,20 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> objects.Objects:
     if missing := objects.missing_tools():
         _unavailable(f"not installed: {', '.join(missing)}")
     return objects.Objects(tmp_path_factory.mktemp("objects"))
+
+
+@pytest.fixture(scope="session")
+def packers() -> None:
+    """Needed by every test that compresses, or makes packages and archives of more than objects."""
+    if missing := containers.missing_tools():
+        _unavailable(f"not installed: {', '.join(missing)}")
+
+
+@pytest.fixture(scope="session")
+def sbsign() -> None:
+    """Needed by every test that signs boot images."""
+    if shutil.which("sbsign") is None or shutil.which("sbverify") is None:
+        _unavailable("not installed: sbsigntool")
 
 
 @pytest.fixture(scope="session")

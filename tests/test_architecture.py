@@ -16,9 +16,13 @@ ROOMS = {"read", "locate", "classify", "plan", "write", "verify", "integrity", "
 LIBRARIES = {
     "click": {"cli"},
     "capstone": {"locate", "verify"},
+    "distributed": {"pipeline"},
     "elftools": {"verify"},
     "lief": {"verify"},
+    "lz4": {"read", "write", "verify"},
+    "lzallright": {"read", "write", "verify"},
     "numpy": {"locate"},
+    "zstandard": {"read", "write", "verify"},
 }
 MODULES = sorted(ROOT.rglob("*.py"))
 

@@ -23,7 +23,7 @@ from fuzz.cases import BAD, FOLDER, OUT, Case, operations_of
 from fuzz.findings import Findings, kind_of, load
 from fuzz.judge import Judge
 from fuzz.runner import Task, case_of
-from fuzz.seeds import Stock
+from fuzz.seed import Stock
 from fuzz.tally import Tally
 from tests.support import objects, toolchain
 from tests.support.toolchain import TIMEOUT_SECONDS
@@ -109,7 +109,7 @@ def test_every_seed_is_sound_and_every_operation_succeeds_with_one(tmp_path: Pat
     for seed in stock.seeds:
         codes = set()
         for operation in set(operations_of(seed)):
-            for number in range(6):
+            for number in range(2 if seed.kind == "container" else 6):
                 case = operation(Random(number), seed, seed.content)  # noqa: S311 - nothing secret
                 outcome = judge.run(case)
                 assert not outcome.problems, (seed.name, case.arguments, outcome)
@@ -118,7 +118,8 @@ def test_every_seed_is_sound_and_every_operation_succeeds_with_one(tmp_path: Pat
                 if outcome.code in (0, 1):
                     done.add(case.operation)
         assert codes & {0, 1}, seed.name
-    assert asked - done <= {"patch, strange"}
+    # In archives are mostly objects, of which nothing can be pinned.
+    assert asked - done <= {"patch, strange", "patch, --pin, of a member"}
 
 
 def test_a_seed_and_a_number_are_the_same_input_anywhere(tmp_path: Path, stock: Stock) -> None:
@@ -160,13 +161,19 @@ def test_the_system_sees_no_program_started_and_nothing_written_elsewhere(
         calls = f"trace=execve,execveat,fork,vfork,{_CHANGING}"
         command: list[str | Path] = ["strace", "-f", "-qq", "-s", "4096", "-e", calls, "-o", log]
         command += [sys.executable, "-B", "-m", "staticcall", *judge.arguments(case)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False)
+        own = {**os.environ, "TMPDIR": str(judge.temporary)}
+        done = subprocess.run(
+            command, cwd=ROOT, env=own, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False
+        )
         assert done.returncode in case.codes, done
         lines = log.read_text().splitlines()
         assert len([line for line in lines if _STARTING.match(line)]) == 1, "the interpreter itself"
-        changing = [line for line in lines if not re.search(r"execve|O_RDONLY|O_PATH|= -1 ", line)]
+        # What is removed by its name in an open folder is a temporary folder's.
+        changing = [line for line in lines if not re.search(r"execve|O_RDONLY|O_PATH|= -1 |unlinkat\([0-9]", line)]
         names = [name for line in changing for name in _NAMED.findall(line) if name != "/dev/null"]
-        assert all(Path(name).resolve().is_relative_to(judge.folder) for name in names), changing
+        places = [Path(name).resolve() for name in names]
+        assert all(judge.folder in place.parents or judge.temporary in place.parents for place in places), changing
+        assert not any(judge.temporary.iterdir())
         assert names or not well or not operation.endswith("--output-dir"), "what is written is seen"
     assert ends == {True, False}
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import small_kernels
+from tests.support import containers, small_kernels
 from tests.support.elf_edit import Elf
 from tests.support.elf_object import SHT_LLVM_ADDRSIG
 from tests.support.object_mutations import grown, parts_of
@@ -109,3 +109,17 @@ def test_another_table_may_name_a_call_that_only_the_scan_finds(tmp_path: Path, 
 
     (finding,) = [one for one in image["findings"] if one["code"] == "overlaps-exception"]
     assert int(finding["address"], 16) == elf.symbol("zero_call")["value"]
+
+
+@pytest.mark.usefixtures("packers")
+def test_no_part_of_a_list_is_printed_where_the_archive_turns_out_to_be_broken(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("a", "b", "c"):
+        (tmp_path / "in" / name).write_bytes(bytes(1000))
+    path = tmp_path / "archive"
+    path.write_bytes(containers.cpio(tmp_path / "in")[:2500])
+    outcome = staticcall("extract", "--list", path)
+
+    assert outcome.code == INPUT
+    assert "truncated" in one_line(outcome)
+    assert outcome.out == ""

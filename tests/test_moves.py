@@ -167,21 +167,16 @@ def test_a_patch_leaves_kept_relocations_as_they_are(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("inverse", [True, False])
-@pytest.mark.parametrize("behind", [True, False])
-def test_a_list_decides_slot_by_slot(tmp_path: Path, inverse: bool, behind: bool) -> None:
+def test_a_list_decides_slot_by_slot(tmp_path: Path, inverse: bool) -> None:
     kernel = small(tmp_path)
     relocs = listed(tmp_path / "vmlinux.relocs", slots(small(tmp_path, linking=KEPT)), inverse=inverse)
-    if behind:
-        kernel.write_bytes(kernel.read_bytes() + relocs.read_bytes())
-    options = () if behind else ("--relocs", relocs)
-    evidence = "the list behind the ELF file" if behind else "vmlinux.relocs lists"
+    options = ("--relocs", relocs)
 
     for wish, what in ((FUNCTION, "key empty is NULL"), (NULL, "key filled is not NULL")):
         line = refused("patch", kernel, "-o", tmp_path / "out", *wish, *options, code="kaslr-slot")
         assert what in line
-        assert evidence in line
+        assert "vmlinux.relocs lists" in line
     succeed("patch", kernel, "-o", tmp_path / "out", *OTHER, *options)
-    assert (tmp_path / "out").read_bytes()[-8:] == kernel.read_bytes()[-8:]
 
 
 def test_a_function_in_a_slot_that_nothing_relocates_is_no_better_than_the_one_before(tmp_path: Path) -> None:

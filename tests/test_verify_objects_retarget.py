@@ -55,7 +55,7 @@ def test_a_key_led_to_another_function_of_the_object(data: bytes) -> None:
     change = Retarget(data)
     patched = change.to_symbol(change.model.symbol("first_target")).dump()
     proof = prove_retarget(data, patched)
-    assert proof == (len(patched), {"call": 2, "tail_jmp": 1}, 1, 1, ("two",), 0)
+    assert proof == (len(patched), {"call": 2, "tail_jmp": 1}, 1, 1, ("two",), 0, ())
     assert prove_object(data, patched) == proof
     _back(data, patched)
 
@@ -72,14 +72,14 @@ def test_a_key_led_to_a_function_that_is_elsewhere(data: bytes) -> None:
 def test_sites_may_stay_with_their_trampoline(data: bytes) -> None:
     change = Retarget(data)
     patched = change.to_symbol(change.model.symbol("first_target"), sites=False).dump()
-    assert prove_retarget(data, patched)[1:] == ({}, 1, 1, ("two",), 0)
+    assert prove_retarget(data, patched)[1:] == ({}, 1, 1, ("two",), 0, ())
 
 
 @each_input
 def test_a_key_led_nowhere_and_back(data: bytes) -> None:
     patched = Retarget(data).to_null().dump()
     proof = prove_retarget(data, patched)
-    assert proof[1:] == ({"nop": 2, "ret": 1}, 1, 1, ("two",), 0)
+    assert proof[1:] == ({"nop": 2, "ret": 1}, 1, 1, ("two",), 0, ())
     _back(data, patched)
 
 
@@ -129,8 +129,8 @@ def test_a_bound_site_goes_straight_to_where_its_key_leads(recorded: bytes) -> N
     model = Model(recorded)
     entry = model.entry(".rela.text", 0x21)
     entry.symbol = model.symbol("second_target")
-    assert prove_retarget(recorded, model.dump())[1:] == ({"call": 1}, 0, 0, ("two",), 0)
-    assert prove_retarget(model.dump(), recorded)[1:] == ({"call": 1}, 0, 0, ("two",), 0)
+    assert prove_retarget(recorded, model.dump())[1:] == ({"call": 1}, 0, 0, ("two",), 0, ())
+    assert prove_retarget(model.dump(), recorded)[1:] == ({"call": 1}, 0, 0, ("two",), 0, ())
 
 
 def _conditional(plain: bytes) -> bytes:
@@ -162,7 +162,7 @@ def test_a_conditional_jump_keeps_its_condition(target: str, plain: bytes) -> No
     if null:
         slot.type = slot.symbol = 0
     patched = model.dump()
-    assert prove_retarget(data, patched)[1:] == ({"jcc": 1}, 1, 1, ("one",), 0)
+    assert prove_retarget(data, patched)[1:] == ({"jcc": 1}, 1, 1, ("one",), 0, ())
     model.section(".text").content[0x34] = 0x85
     with pytest.raises(VerificationError, match="became jcc"):
         prove_retarget(data, model.dump())
@@ -215,7 +215,7 @@ def test_edits_must_lead_to_exactly_the_patched_file(recorded: bytes) -> None:
 
 def test_the_same_file_twice_is_a_proof_of_no_change(plain: bytes, recorded: bytes) -> None:
     for data in (plain, recorded):
-        assert prove_object(data, data) == (len(data), {}, 0, 0, (), 0)
+        assert prove_object(data, data) == (len(data), {}, 0, 0, (), 0, ())
 
 
 @pytest.mark.parametrize("options", [["one=elsewhere"], ["one=second_target"], ["one=RET0"], ["one=NULL"]], ids=str)

@@ -42,6 +42,7 @@ POINTER_SIZE = 8
 SHN_UNDEF = 0
 SHN_LORESERVE = 0xFF00
 SHN_ABS = 0xFFF1
+SHN_COMMON = 0xFFF2
 SHN_XINDEX = 0xFFFF
 PN_XNUM = 0xFFFF
 
@@ -55,7 +56,7 @@ PT_LOAD, PT_DYNAMIC, PT_NOTE = 1, 2, 4
 PF_X = 1
 
 STT_NOTYPE, STT_OBJECT, STT_FUNC, STT_SECTION, STT_FILE, STT_TLS, STT_GNU_IFUNC = 0, 1, 2, 3, 4, 6, 10
-STB_LOCAL, STB_GLOBAL = 0, 1
+STB_LOCAL, STB_GLOBAL, STB_WEAK = 0, 1, 2
 
 DT_NULL, DT_STRTAB, DT_SYMTAB, DT_RELA, DT_RELASZ, DT_STRSZ = 0, 5, 6, 7, 8, 10
 DT_RELRSZ, DT_RELR = 35, 36
@@ -69,7 +70,7 @@ NT_GNU_BUILD_ID = 3
 NT_AUXV, NT_FILE = 6, 0x46494C45
 
 
-def column(table: bytes | memoryview, code: str, start: int, step: int) -> array[int]:
+def column(table: bytes | bytearray | memoryview, code: str, start: int, step: int) -> array[int]:
     """One field of every entry of a table, copied at once.
 
     `code` is an `array` type code (`I` 4 bytes, `Q` 8, `H` 2, `q` 8 signed), `start` and `step` count in

@@ -75,20 +75,22 @@ RET_TRAMPOLINE_NOPS: Final = bytes.fromhex("c390909090")
 # Since then a kernel writes all five bytes of a return, and not only the first.
 PADDED_RET_SINCE: Final = (5, 16)
 
-# Where names can be found in a string table: a piece that few others have, and how many bytes of the name stand before
-# it. A search for a piece takes about 2 ms in a kernel's strings, so names share pieces where they can.
+# Where names can be found in a string table: a piece that few others have, and what of the name stands before it. A
+# search for a piece takes about 2 ms in a kernel's strings, so names share pieces where they can.
+_ENDS: Final = (b"__start_", b"__stop_")
 # The ends of other tables of a kernel, see `locate/claims.py`:
-JUMP_TABLE_STEM: Final = (b"__jump_table", (8, 7))
-CLAIM_STEMS: Final = (JUMP_TABLE_STEM, (b"kprobe_blacklist", (8, 7)))
+JUMP_TABLE_ENDS: Final = ("__start___jump_table", "__stop___jump_table")
+JUMP_TABLE_STEM: Final = (b"__jump_table", _ENDS)
+CLAIM_STEMS: Final = (JUMP_TABLE_STEM, (b"kprobe_blacklist", _ENDS))
 # All names above, and what a report needs of those:
 SYMBOL_STEMS: Final = (
     JUMP_TABLE_STEM,
-    (b"__SC", (0,)),
-    (b"__static_call_", (0, 2)),
-    (b"static_call_sites", (8, 7)),
-    (b"x86_return_thunk", (2,)),
-    (b"xor5rax", (0,)),
-    (b"linux_banner", (0,)),
+    (b"__SC", (b"",)),
+    (b"__static_call_", (b"", b"__")),
+    (b"static_call_sites", _ENDS),
+    (b"x86_return_thunk", (b"__",)),
+    (b"xor5rax", (b"",)),
+    (b"linux_banner", (b"",)),
 )
 
 # The constant of the kernel's own code that has its xor, so the bytes that this very kernel accepts and writes.
@@ -97,6 +99,10 @@ XOR_SIZE: Final = 5
 BANNER_SYMBOL: Final = "linux_banner"
 BANNER_SIZE: Final = 256
 MODULE_INFO_SECTION: Final = ".modinfo"
+
+
+# Whatever has a static call has one of these among its names.
+MARKS: Final = (b"__SC", b"static_call")
 
 
 def is_live_trampoline(code: bytes) -> bool:

@@ -7,6 +7,7 @@ torvalds    a call behind a prefix that does nothing; lines do not matter (Linus
 kernel      every form that mainline patches since 5.10; lines do not matter
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Final, NamedTuple
 
@@ -135,6 +136,10 @@ LADDERS: Final[Mapping[PolicyName, tuple[Rule, ...]]] = {
 }
 
 
+# The verdicts on earlier questions, which many files ask again.
+_KNOWN: Final[defaultdict[tuple[Policy, bool, bool], dict[tuple[object, ...], Verdict]]] = defaultdict(dict)
+
+
 def classify(
     sites: Iterable[Site],
     *,
@@ -153,7 +158,7 @@ def classify(
     return_thunks = dialect.kernel and dialect.return_thunk is not None
     nops_vary = dialect.kernel and len(dialect.generation.nops) > 1
     verdicts: list[Verdict] = []
-    known: dict[tuple[object, ...], Verdict] = {}
+    known = _KNOWN[policy, return_thunks, nops_vary]
     for record, address, _, _, _, alignment, key, flags, instruction, _, sources in sites:
         # Ten thousand sites ask a few hundred different questions.
         form, length, opcode, destination, _ = instruction

@@ -15,6 +15,7 @@ class EditKind(Word):
     RELOCATION = "relocation"
     RECORD = "record"
     LAYOUT = "layout"
+    BUILD_ID = "build-id"
 
 
 class Edit(NamedTuple):
@@ -68,12 +69,38 @@ class Plan(NamedTuple):
     undefined: tuple[str, ...] = ()
 
 
+class OuterChange(NamedTuple):
+    """How a container around a patched file differs from the original: in one range.
+
+    `layers` are the names of what is around the file, the outermost first. The patched container has `new_size` other
+    bytes at `file_offset` where the original has `old`.
+    """
+
+    layers: tuple[str, ...]
+    file_offset: int
+    old: bytes
+    new_size: int
+
+
+class Undo(NamedTuple):
+    """What an edits file says: the SHA-256 of two files, in hex, and how the second was made of the first.
+
+    The edits are those of the ELF file. Where that is inside of a container the digests are of the containers, and
+    `outer` is the way back.
+    """
+
+    original_sha256: str
+    patched_sha256: str
+    edits: tuple[Edit, ...]
+    outer: OuterChange | None = None
+
+
 class Proof(NamedTuple):
     """What the verifier established about an original and a patched file.
 
     Counts are of changed places: `sites` by their form in the patched file, `trampolines`, `keys`
     (slots, whether in place or by relocation), `records` of the table that became copies of another one. `compared`
-    is the number of bytes compared.
+    is the number of bytes compared. `remarks` are what else was accepted, a sentence each.
     """
 
     compared: int
@@ -82,3 +109,4 @@ class Proof(NamedTuple):
     keys: int
     changed_keys: tuple[str, ...]
     records: int = 0
+    remarks: tuple[str, ...] = ()

@@ -5,17 +5,21 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from staticcall.abi import elf64
+from staticcall.abi import elf64, module_layout
 from staticcall.errors import MalformedError
 from staticcall.model.symbols import SymbolTable
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from staticcall.model.container import Layer
     from staticcall.model.object import ObjectFile
+    from staticcall.model.placed_symbols import SymbolAddresses
 
 # Small neighbouring reads in address order are served from one large one.
 _WINDOW = 1 << 17
+# In an object every read has relocations to apply.
+_PLACED_WINDOW = 64
 
 
 class ByteSource(Protocol):
@@ -28,6 +32,10 @@ class ByteSource(Protocol):
 
     def read(self, offset: int, size: int) -> bytes:
         """Return exactly `size` bytes from `offset`; raises `MalformedError` when the file ends before."""
+        ...
+
+    def whole(self) -> bytes:
+        """All bytes, as they were at one moment."""
         ...
 
     def check_unchanged(self) -> None:
@@ -89,14 +97,29 @@ class Placement(NamedTuple):
 
     `bases` has the address of each section by its number, 0 for what is not loaded; `addresses` that of each symbol
     by its number, undefined ones included, which get places of their own. `end` is the first address behind all.
-    Every base is a multiple of its section's alignment, and means nothing beyond that. `file` is the object.
+    Every base is a multiple of its section's alignment, and means nothing beyond that; but for the code of a module,
+    in `predicted` by the numbers of its sections: their addresses are right modulo a page. `file` is the object.
     """
 
     file: "ObjectFile"
     bases: "array[int]"
-    addresses: "array[int]"
+    addresses: "SymbolAddresses"
     undefined: Mapping[int, int]
     end: int
+    predicted: frozenset[int] = frozenset()
+
+
+class NameSource(NamedTuple):
+    """Where an image's names come from: `kind` is stable and kebab-case, `path` that of another file than its own.
+
+    `symtab`, `dynsym`, `kallsyms`, `system-map`, `debug-file`, or `none`.
+    """
+
+    kind: str
+    path: "Path | None" = None
+
+
+NO_NAMES = NameSource("none")
 
 
 class Image:
@@ -114,6 +137,8 @@ class Image:
         "_places",
         "build_id",
         "elf_type",
+        "layers",
+        "name_source",
         "path",
         "placement",
         "relocations",
@@ -135,6 +160,8 @@ class Image:
         relocations: Mapping[int, Relocation],
         build_id: str | None,
         placement: "Placement | None" = None,
+        layers: "tuple[Layer, ...]" = (),
+        name_source: NameSource = NO_NAMES,
     ) -> None:
         self.path = path
         self.source = source
@@ -145,6 +172,9 @@ class Image:
         self.relocations = relocations
         self.build_id = build_id
         self.placement = placement
+        # What the file is wrapped in; `source` has the bytes inside.
+        self.layers = layers
+        self.name_source = name_source
         self._places = sorted(
             (section.address, section.number)
             for section in sections
@@ -204,6 +234,7 @@ class Image:
         """
         start = stop = delta = window_start = window_stop = 0
         window = b""
+        most = _WINDOW if self.placement is None else max(size, _PLACED_WINDOW)
         for address in addresses:
             if not start <= address < stop:
                 segment = self.load_at(address)
@@ -214,7 +245,7 @@ class Image:
                 delta = segment.offset - start
                 window_start = window_stop = 0
             if not window_start <= address <= window_stop - size:
-                window_start, window_stop = address, min(address + _WINDOW, stop)
+                window_start, window_stop = address, min(address + most, stop)
                 window = self.source.read(address + delta, window_stop - window_start)
             at = address - window_start
             yield address, address + delta, window[at : at + size]
@@ -244,11 +275,23 @@ class Image:
         return section if section and section.contains(address) else None
 
     def alignment_known(self, section: Section) -> int:
-        """A section's alignment if that is all that is known of its address; 0 in a linked image, where it is final."""
+        """A section's alignment if that is all that is known of its address; 0 in a linked image, where it is final.
+
+        Of a section of a module whose place in a page is predicted it is that of a page.
+        """
         if self.placement is None:
             return 0
+        if section.number in self.placement.predicted:
+            return module_layout.PAGE
         alignment = section.alignment
         return alignment if alignment and not alignment & (alignment - 1) else 1
+
+    def predicted(self, address: int) -> bool:
+        """Whether a place in a module is known modulo a page, by what the kernel's loader does."""
+        if self.placement is None or not self.placement.predicted:
+            return False
+        section = self.section_at(address)
+        return section is not None and section.number in self.placement.predicted
 
     def section_named(self, names: Iterable[str]) -> Section | None:
         """The first section with one of these names, in the order of the names."""

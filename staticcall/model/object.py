@@ -28,6 +28,8 @@ _IS_UNTYPED = bytes(info & 0xF == elf64.STT_NOTYPE for info in range(256))
 _NO_SECTION = 0xFFFF0000
 _DAMAGED = "the symbol table is damaged"
 _SHARED, _ROOM = 4, 1 << 20
+# What the names of keys and trampolines have in common: all of them are found in one walk.
+_STEM = b"__SC"
 
 
 class ObjectSymbol(NamedTuple):
@@ -49,7 +51,7 @@ class ObjectSymbols:
     many for 16 bits, else empty.
     """
 
-    __slots__ = ("_endings", "_extended", "_infos", "_section_symbols", "_strings", "_table")
+    __slots__ = ("_endings", "_extended", "_infos", "_section_symbols", "_stems", "_strings", "_table")
 
     def __init__(self, table: bytes, strings: bytes, extended: bytes) -> None:
         self._table = table
@@ -59,6 +61,7 @@ class ObjectSymbols:
         # Asked for by more than one room, and found by a walk over the table.
         self._endings: dict[bytes, dict[int, bytes]] = {}
         self._section_symbols: dict[int, int] | None = None
+        self._stems: list[tuple[int, int]] | None = None
 
     def __len__(self) -> int:
         return len(self._infos)
@@ -67,6 +70,16 @@ class ObjectSymbols:
     def raw(self) -> bytes:
         """The entries as they are in the file."""
         return self._table
+
+    @property
+    def strings(self) -> bytes:
+        """The names, each with a zero byte behind it."""
+        return self._strings
+
+    def place(self, number: int) -> tuple[int, int]:
+        """The section of a symbol, resolved, and its value."""
+        _, _, _, section, value, _ = elf64.SYMBOL.unpack_from(self._table, number * _SYMBOL_SIZE)
+        return self._wide(number, section) if section >= elf64.SHN_LORESERVE else section, value
 
     def symbol(self, number: int) -> ObjectSymbol:
         """The symbol with this number; raises `MalformedError` where there is none, or its name has no end."""
@@ -91,20 +104,15 @@ class ObjectSymbols:
         return self._endings[prefix]
 
     def _find(self, prefix: bytes) -> dict[int, bytes]:
-        # Names may share their ends, so every occurrence is a candidate; the table's own offsets decide.
-        strings, offsets = self._strings, set[int]()
-        place = strings.find(prefix)
-        while place >= 0:
-            offsets.add(place)
-            place = strings.find(prefix, place + 1)
-        if not offsets:
-            return {}
-        names = elf64.column(self._table, "I", 0, 6)
+        strings = self._strings
+        starts = self._starting(prefix[: len(_STEM)] if prefix.startswith(_STEM) else prefix)
         found: dict[int, bytes] = {}
         # Some symbols may share a name or its end; names of more bytes than this are an attack on the memory.
         room = min(MOST_NAMES, _SHARED * len(strings) + _ROOM)
-        for number in compress(range(len(names)), map(offsets.__contains__, names)):
-            start = names[number] + len(prefix)
+        for number, name in starts:
+            if not strings.startswith(prefix, name):
+                continue
+            start = name + len(prefix)
             end = strings.find(b"\0", start)
             room -= end - start
             if end < 0 or room < 0:
@@ -112,6 +120,24 @@ class ObjectSymbols:
                 raise MalformedError(f"the name of symbol {number} {what}", advice=_DAMAGED)
             found[number] = strings[start:end]
         return found
+
+    def _starting(self, stem: bytes) -> list[tuple[int, int]]:
+        """Number and place of the name of every symbol whose name starts with this; that of static calls is kept."""
+        if stem == _STEM and self._stems is not None:
+            return self._stems
+        # Names may share their ends, so every occurrence is a candidate; the table's own offsets decide.
+        strings, offsets = self._strings, set[int]()
+        place = strings.find(stem)
+        while place >= 0:
+            offsets.add(place)
+            place = strings.find(stem, place + 1)
+        starts: list[tuple[int, int]] = []
+        if offsets:
+            names = elf64.column(self._table, "I", 0, 6)
+            starts = [(at, names[at]) for at in compress(range(len(names)), map(offsets.__contains__, names))]
+        if stem == _STEM:
+            self._stems = starts
+        return starts
 
     def binding(self, number: int) -> int:
         """How far a symbol is seen, STB_LOCAL and so on."""
@@ -233,7 +259,7 @@ class ObjectFile(NamedTuple):
 
     `sections` are in header order, number 0 included; `symtab` and `extended` are the numbers of the symbol table
     and of its 32-bit section numbers, 0 where there is none. `end` is where the ELF file ends and, in a signed
-    module, its signature begins.
+    module, its signature begins; `entries` are the relocation sections by the number of the section that they apply to.
     """
 
     data: bytes
@@ -244,6 +270,7 @@ class ObjectFile(NamedTuple):
     extended: int
     symbols: ObjectSymbols
     end: int
+    entries: Mapping[int, list[Section]]
 
     def content(self, section: Section) -> bytes:
         """The bytes of a section in the file; none for one that only exists in memory."""
@@ -263,10 +290,7 @@ class ObjectFile(NamedTuple):
 
     def relocations_by_target(self) -> Mapping[int, list[Section]]:
         """The relocation sections, by the number of the section that they apply to."""
-        found: dict[int, list[Section]] = {}
-        for section in self.relocation_sections():
-            found.setdefault(section.info, []).append(section)
-        return found
+        return self.entries
 
     @property
     def signed(self) -> bool:

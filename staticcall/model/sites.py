@@ -81,12 +81,30 @@ class Trampoline(NamedTuple):
         return self.name or f"{self.address:#x}"
 
 
+class TargetKind(Word):
+    """What a key leads to, as far as the bytes at a site depend on it."""
+
+    FUNCTION = "function"
+    NULL = "null"
+    RET0 = "ret0"
+    RUNTIME = "runtime"
+
+
+class Definition(NamedTuple):
+    """What the file that defines a key says of it: `owner` is `vmlinux` or a module's name, `target` a function's."""
+
+    owner: str
+    kind: TargetKind
+    target: str
+
+
 class Slot(NamedTuple):
     """Where a key keeps its `func`, and how its value comes to be at run time.
 
     `file_offset` is where an edit of the value goes: the slot's own bytes, or the addend of its entry in
     `.rela.dyn` (`by_addend`). `symbol` names the dynamic symbol of a slot whose value only the dynamic
-    linker knows. A slot `elsewhere` belongs to a key that another object defines.
+    linker knows. A slot `elsewhere` belongs to a key that another object defines;
+    `definition` is what that one says, where it was asked.
     """
 
     file_offset: int | None
@@ -94,6 +112,7 @@ class Slot(NamedTuple):
     by_addend: bool = False
     symbol: str = ""
     elsewhere: bool = False
+    definition: Definition | None = None
 
 
 class Key(NamedTuple):
@@ -118,15 +137,6 @@ class Key(NamedTuple):
         """
         home = self.trampoline
         return bool(home and home.form is TrampolineForm.INDIRECT_JMP and home.slot == self.address and home.signature)
-
-
-class TargetKind(Word):
-    """What a key leads to, as far as the bytes at a site depend on it."""
-
-    FUNCTION = "function"
-    NULL = "null"
-    RET0 = "ret0"
-    RUNTIME = "runtime"
 
 
 class Target(NamedTuple):
@@ -211,7 +221,7 @@ class Located(NamedTuple):
         return bool(key.trampoline and destination in self.trampolines and destination != key.trampoline.address)
 
     def kind_of(self, key: Key) -> TargetKind:
-        """What kind of target a key leads to at present."""
+        """What kind of target a key leads to at present, as far as this file says."""
         slot = key.slot
         if slot.symbol or slot.elsewhere:
             return TargetKind.RUNTIME
@@ -224,6 +234,8 @@ class Located(NamedTuple):
         kind, slot = self.kind_of(key), key.slot
         if kind is TargetKind.NULL:
             return Target(kind, "NULL", slot.value)
+        if slot.definition:
+            return Target(kind, f"{slot.definition.target} ({slot.definition.owner})", 0)
         if slot.elsewhere:
             return Target(kind, "(what another file says)", 0)
         return Target(kind, slot.symbol or names.get(slot.value) or f"{slot.value:#x}", slot.value)

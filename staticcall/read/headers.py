@@ -8,6 +8,8 @@ from staticcall.model.image import ByteSource, Section, Segment
 from staticcall.read.strings import Strings
 
 _ADDRESSES = 1 << 64
+# That many bytes of names are not worth a second thought.
+_FEW_NAMES = 1 << 22
 
 
 class Header(NamedTuple):
@@ -99,9 +101,13 @@ def read_sections(source: ByteSource, header: Header) -> tuple[Section, ...]:
     table = _table(source, header.sections_at, elf64.SECTION.size, header.section_count, "section headers")
     raw = list(elf64.SECTION.iter_unpack(table))
     names = _section_names(source, header, raw)
-    sections = tuple(Section(index, names.at(name) if names else "", *rest) for index, (name, *rest) in enumerate(raw))
-    for section in sections[1:]:
-        if section.type != elf64.SHT_NOBITS and section.offset + section.size > source.size:
+    make, size = tuple.__new__, source.size
+    sections = tuple(
+        make(Section, (at, name, *rest)) for at, (name, (_, *rest)) in enumerate(zip(names, raw, strict=True))
+    )
+    for _, _, kind, _, _, offset, extent, *_ in sections[1:]:
+        if offset + extent > size and kind != elf64.SHT_NOBITS:
+            section = next(s for s in sections[1:] if s.type != elf64.SHT_NOBITS and s.offset + s.size > size)
             raise MalformedError(
                 f"section {section.name or section.number} ends beyond the end of the file",
                 offset=section.offset,
@@ -110,12 +116,20 @@ def read_sections(source: ByteSource, header: Header) -> tuple[Section, ...]:
     return sections
 
 
-def _section_names(source: ByteSource, header: Header, raw: list[tuple[int, ...]]) -> Strings | None:
+def _section_names(source: ByteSource, header: Header, raw: list[tuple[int, ...]]) -> list[str]:
+    """The name of each section, all of them empty where there is no table of names."""
     index = header.names_index
     if not index:
-        return None
+        return [""] * len(raw)
     if index >= len(raw) or raw[index][1] != elf64.SHT_STRTAB:
         what = "does not exist" if index >= len(raw) else "is no string table"
         raise MalformedError(f"section {index} for the names {what}", offset=62, advice="the header is damaged")
     _, _, _, _, offset, size, *_ = raw[index]
-    return Strings(source.read(offset, size), offset, "a section's name")
+    data = source.read(offset, size)
+    if len(data) * len(raw) < _FEW_NAMES and data.isascii():
+        # As nearly always; and so one string is made of all, and names are parts of it.
+        text, ends = data.decode("ascii"), [data.find(b"\0", name) for name, *_ in raw]
+        if -1 not in ends:
+            return [text[name:end] for (name, *_), end in zip(raw, ends, strict=True)]
+    names = Strings(data, offset, "a section's name")
+    return [names.at(name) for name, *_ in raw]

@@ -80,7 +80,7 @@ _SCRIPTS: Final[Mapping[Annotator, str]] = MappingProxyType(
 # The kernel tells everything that concerns this life between the two countings of its messages.
 _LIFE = """\
 old=$(dmesg | wc -l)
-echo '::insmod'; insmod /files/{file}; echo "status $?"
+echo '::insmod'; {insmod} /files/{file}; echo "status $?"
 cd /sys/module/{module}/parameters && {{
     echo '::sections'; for name in $(ls -A ../sections); do echo "$name $(cat "../sections/$name")"; done
     echo '::before answers'; cat answers
@@ -297,12 +297,32 @@ class _Function(NamedTuple):
     size: int
 
 
-def lives(kernel: Development, work: Path, modules: Mapping[str, Path]) -> tuple[guest.Boot, dict[str, Life]]:
+class Loading(NamedTuple):
+    """How modules get into the guest's kernel: the command that loads one, files and options of the kernel for that.
+
+    `packed` are the files that it loads instead of the modules of these names.
+    """
+
+    command: str = "insmod"
+    files: Mapping[str, Path] = MappingProxyType({})
+    options: str = ""
+    packed: Mapping[str, Path] = MappingProxyType({})
+
+
+_PLAINLY: Final = Loading()
+
+
+def lives(
+    kernel: Development, work: Path, modules: Mapping[str, Path], loading: Loading = _PLAINLY
+) -> tuple[guest.Boot, dict[str, Life]]:
     """Boot the kernel once, and load, ask, update and unload one module after the other."""
-    files = {f"{name}.ko": path for name, path in modules.items()}
-    commands = [_LIFE.format(file=name, module=MODULE) for name in files]
+    files = {f"{name}.ko": loading.packed.get(name, path) for name, path in modules.items()}
+    commands = [_LIFE.format(insmod=loading.command, file=name, module=MODULE) for name in files]
     # The model is named: it decides where the kernel's own keys lead.
-    booted = guest.boot(kernel.vmlinux, work, files=files, commands=commands, kernel_options="preempt=voluntary")
+    options = f"preempt=voluntary {loading.options}".strip()
+    booted = guest.boot(
+        kernel.vmlinux, work, files={**files, **loading.files}, commands=commands, kernel_options=options
+    )
     # A kernel that is booted as vmlinux is not moved: its addresses are those of the file.
     image = vmlinux.read(kernel.vmlinux)
     names = {image.address(name): name for name in _KERNEL_FUNCTIONS}

@@ -7,6 +7,7 @@ with theatre(folder, built, made) as stages:
 
 from __future__ import annotations
 
+import lzma
 import re
 import shutil
 import signal
@@ -31,6 +32,7 @@ IN_OBJECT: Final = ("--set", "alpha=plus_two")
 SCENES: Final = (
     *("patch", "patch-new", "patch-in-place", "patch-object", "patch-object-in-place", "annotate", "annotate-in-place"),
     *("annotate-folder", "annotate-archive", "revert", "revert-in-place", "report"),
+    *("patch-packed-in-place", "revert-packed"),
 )
 # Calls that want room on the disk; a full one may take what is smaller.
 _ROOM: Final = {"create", "write", "pwrite64", "copy_file_range", "fsync", "rename", "renameat2"}
@@ -78,6 +80,11 @@ def scenes(program: Path, unpatched: Path, plain: Path, archive: Path, folder: P
     succeed("patch", program, "-o", patched, "--edits", edits, *LINKED)
     grown, grown_edits = folder / "grown.o", folder / "grown-edits"
     succeed("patch", unpatched, "-o", grown, "--edits", grown_edits, *IN_OBJECT)
+    packed, packed_edits = folder / "packed", folder / "packed-edits"
+    packed.write_bytes(lzma.compress(program.read_bytes(), check=lzma.CHECK_CRC32))
+    in_packed = Content(packed.read_bytes(), 0o640)
+    succeed("patch", packed, "--in-place", "--edits", packed_edits, *LINKED)
+    unpacked = {"patched": content_of(packed), "edits": content_of(packed_edits)}
     old = Content(b"something older", 0o640)
     linked, in_object = (Content(path.read_bytes(), 0o751) for path in (program, unpatched))
     beside = ("-o", "{}/out", "--edits", "{}/edits", "--report", "{}/report")
@@ -105,6 +112,10 @@ def scenes(program: Path, unpatched: Path, plain: Path, archive: Path, folder: P
         "report": Scene(
             ("report", "--format", "json", "--output", "{}/out", "{}/in"), {"in": linked, "out": old}, ("out",)
         ),
+        "patch-packed-in-place": Scene(
+            ("patch", "{}/in", *in_place, *LINKED), {"in": in_packed, "edits": old}, ("edits", "in")
+        ),
+        "revert-packed": Scene(("revert", "{}/patched", "--edits", "{}/edits", "-o", "{}/out"), unpacked, ("out",)),
     }
 
 
