@@ -72,7 +72,8 @@ def _render_file(path: Path, *, look: Look, form: Format, verbose: bool) -> Rend
     try:
         if archive_at(path):
             if look.edits is not None:
-                raise UnsupportedError("is an archive, and has no undo file", path=path, advice="name one of its members, as FILE(MEMBER)")
+                what = "is an archive, and has no undo file"
+                raise UnsupportedError(what, path=path, advice="name one of its members, as FILE(MEMBER)")
             return _render_members(path, look, form, verbose=verbose)
         with report_image(path, look) as report:
             severities = frozenset(finding.severity for finding in report.findings)
