@@ -20,7 +20,7 @@ import pytest
 from tests.support import boot_images, calls_model, containers, small_kernels, toolchain
 from tests.support.objects import Objects
 from tests.support.signers import command
-from tests.support.tool import digest, names_in, refused, report, staticcall, succeed, validate
+from tests.support.tool import Outcome, digest, names_in, refused, report, staticcall, succeed, validate
 
 FAST: Final = ("--set", "alpha=alpha_fast")
 RETARGETED: Final = ("--set", "one=target")
@@ -344,12 +344,7 @@ def test_an_offset_inside_says_what_it_is_an_offset_of(program: Path) -> None:
     ids=str,
 )
 def test_a_container_that_is_none_is_refused(change: dict[str, Any], program: Path) -> None:
-    original, out, edits = packed(program, "zstd"), program.with_name("out"), program.with_name("edits")
-    succeed("patch", original, *FAST, "-o", out, "--edits", edits)
-    document = json.loads(edits.read_text())
-    document["container"] |= change
-    edits.write_text(json.dumps(document))
-    outcome = staticcall("revert", out, "--edits", edits, "-o", program.with_name("back"))
+    outcome = _reverted_with(change, program)
     assert outcome.code == 3
     assert outcome.err.count("\n") == 1
     assert not program.with_name("back").exists()
@@ -357,12 +352,17 @@ def test_a_container_that_is_none_is_refused(change: dict[str, Any], program: Pa
 
 @pytest.mark.parametrize("change", [{"file_offset": 10**9}, {"new_size": 10**9}, {"old": ""}, {"new_size": 0}], ids=str)
 def test_a_container_of_another_file_gives_nothing(change: dict[str, Any], program: Path) -> None:
+    outcome = _reverted_with(change, program)
+    assert outcome.code == 5
+    assert "does not become the original again" in outcome.err
+    assert not program.with_name("back").exists()
+
+
+def _reverted_with(change: dict[str, Any], program: Path) -> Outcome:
+    """What revert says of an undo file whose container was changed."""
     original, out, edits = packed(program, "zstd"), program.with_name("out"), program.with_name("edits")
     succeed("patch", original, *FAST, "-o", out, "--edits", edits)
     document = json.loads(edits.read_text())
     document["container"] |= change
     edits.write_text(json.dumps(document))
-    outcome = staticcall("revert", out, "--edits", edits, "-o", program.with_name("back"))
-    assert outcome.code == 5
-    assert "does not become the original again" in outcome.err
-    assert not program.with_name("back").exists()
+    return staticcall("revert", out, "--edits", edits, "-o", program.with_name("back"))

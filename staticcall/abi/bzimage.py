@@ -79,8 +79,6 @@ HALF: Final = Struct("<H")
 LENGTHS: Final = Struct("<II")
 SIZE_OF_SIZE: Final = 4
 SIZE_OF_CRC: Final = 4
-# What the register of the CRC has at the end of a sound image, as zlib shows it.
-CRC_OF_ALL: Final = 0xFFFF_FFFF
 
 PE_AT: Final = 0x3C
 DOS_MAGIC: Final = b"MZ"
@@ -97,7 +95,6 @@ CERTIFICATES: Final = 4
 # Virtual size, virtual address: behind a section's name of eight bytes.
 PE_SECTION_SIZE: Final = 40
 PE_SECTION_PLACE: Final = Struct("<8xII")
-CERTIFICATE_ALIGNMENT: Final = 8
 
 _MARGIN: Final = 128 << 10
 _PAGE: Final = 4096

@@ -9,6 +9,7 @@ import click
 from staticcall.cli.options import (
     INPUT_FILE,
     fail_on_option,
+    form_option,
     quiet_option,
     target_option,
     verbose_option,
@@ -24,14 +25,7 @@ from staticcall.pipeline.integrity import checked_in, is_bad, render_inspection,
 @click.argument("file", type=INPUT_FILE)
 @click.option("--core", type=INPUT_FILE, required=True, help="The memory: an ELF core, /proc/kcore, or QEMU's dump.")
 @click.option("--slide", metavar="HEX", help="How far the image was moved; without it that is found.")
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(["text", "json"]),
-    default="text",
-    show_default=True,
-    help="Text for people, JSON for programs.",
-)
+@form_option
 @click.option("--output", type=INPUT_FILE, help="Write to a file instead of standard output.")
 @click.option("--table", metavar="START:STOP", help="Where the records are: addresses in hex, or symbols.")
 @target_option

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from staticcall.cli.options import INPUT_FILE, look_options, quiet_option, verbose_option, version_option
+from staticcall.cli.options import INPUT_FILE, form_option, look_options, quiet_option, verbose_option, version_option
 from staticcall.cli.outcome import say
 from staticcall.errors import ExitCode
 from staticcall.pipeline.batch import publish
@@ -19,14 +19,7 @@ from staticcall.pipeline.look import Look
 @click.argument("new", type=click.Path())
 @look_options
 @click.option("--scan", is_flag=True, help="Search the code as well as the table.")
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(["text", "json"]),
-    default="text",
-    show_default=True,
-    help="Text for people, JSON for programs.",
-)
+@form_option
 @click.option("--output", type=INPUT_FILE, help="Write to a file instead of standard output.")
 @click.option("--fail-on-change", is_flag=True, help="Exit with 1 for any difference.")
 @click.option("-j", "--jobs", type=click.IntRange(1), default=1, show_default=True, help="Files at a time.")

@@ -27,6 +27,14 @@ fail_on_option = click.option(
     show_default=True,
     help="Exit with 1 for findings this bad or worse.",
 )
+form_option = click.option(
+    "--format",
+    "form",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="Text for people, JSON for programs.",
+)
 verbose_option = click.option("-v", "--verbose", is_flag=True, help="Show all, not only the first.")
 
 

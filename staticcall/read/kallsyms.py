@@ -47,7 +47,6 @@ _DIGITS: Final = b"".join(b"%d\0" % digit for digit in range(10))
 _ZERO: Final = ord("0")
 _CHUNK: Final = 256
 # No kernel has more symbols.
-_MOST_SYMBOLS: Final = 1 << 22
 # A kernel has one, and alphabets that look similar. Who wants to keep us busy may have many.
 _MOST_TABLES: Final = 1024
 # Of what agrees there is one; more than this are looked at no further.

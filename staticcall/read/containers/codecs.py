@@ -22,8 +22,9 @@ FEED = 1 << 20
 # Small streams follow each other where somebody wants to stall a reader; then each is given little.
 _FEED_AGAIN = 1 << 12
 _MOST_STREAMS = 1 << 16
-# More than the first bytes of any file say what it is.
+# More than the first bytes of any file say what it is, and what is mostly enough of a compressed one to see them.
 _PEEK = 1 << 10
+PEEKED = 1 << 18
 # Beyond this, content has to be worth it: real files shrink to a fifth, and made-up ones of zeros to a thousandth.
 _ALWAYS = 256 << 20
 _MOST_RATIO = 64
@@ -165,6 +166,18 @@ def peek(head: bytes, codec: Codec) -> bytes | None:
     # As in `fed`.
     except Exception:
         return None
+
+
+def beginning(source: ByteSource, codec: Codec) -> bytes:
+    """Some of the first bytes of what is inside; none where that is damaged."""
+    inside = peek(source.read(0, min(source.size, PEEKED)), codec)
+    if inside is not None:
+        return inside
+    # Some blocks are larger than that.
+    try:
+        return next(pieces_from(source, codec, 0), b"")
+    except InputError:
+        return b""
 
 
 def decoder_of(codec: Codec) -> Decoder:

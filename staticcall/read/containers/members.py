@@ -12,13 +12,11 @@ from staticcall.errors import InputError, MalformedError, UnsupportedError
 from staticcall.model.archive import MemberKind
 from staticcall.model.container import Layer, Member, MemberOf, Unpacked
 from staticcall.model.image import ByteSource
-from staticcall.read.containers.codecs import PIECE, codec_of, limit_for, peek, pieces_from
+from staticcall.read.containers.codecs import PEEKED, PIECE, beginning, codec_of, limit_for, peek
 from staticcall.read.containers.entry import Entry
 from staticcall.read.containers.kind import archive_of
 from staticcall.read.object import BytesSource
 
-# Enough of a compressed file to see how what is inside of it begins.
-_PEEK = 1 << 18
 # A module that is compressed twice is still found.
 _MOST_LAYERS = 3
 _MOST_NAMES = 1 << 17
@@ -40,18 +38,8 @@ def archive_in(source: ByteSource) -> tuple[MemberOf, Iterator[Entry]]:
 
 def is_packed_cpio(source: ByteSource) -> bool:
     """Whether this is a cpio archive that is compressed as a whole; it takes a little unpacking to see."""
-    head = source.read(0, min(source.size, _PEEK))
-    codec = codec_of(head)
-    if codec is None:
-        return False
-    inside = peek(head, codec)
-    if inside is None:
-        # Some blocks are larger than that.
-        try:
-            inside = next(pieces_from(source, codec, 0), b"")
-        except InputError:
-            return False
-    return abi.is_cpio(inside)
+    codec = codec_of(source.read(0, min(source.size, abi.HEAD_SIZE)))
+    return codec is not None and abi.is_cpio(beginning(source, codec))
 
 
 def all_entries(source: ByteSource) -> Iterator[Entry]:
@@ -169,7 +157,7 @@ def each_candidate(source: ByteSource) -> Iterator[tuple[str, bytes]]:
     for entry in all_entries(source):
         if not entry.regular or not entry.size:
             continue
-        head = entry.read(min(entry.size, _PEEK))
+        head = entry.read(min(entry.size, PEEKED))
         answer = promising(head)
         if answer is not False:
             content = content_of(entry, most, head)
