@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import subprocess
@@ -132,6 +133,16 @@ def test_a_report_names_the_member(packages: dict[str, Path], elf: Path) -> None
     assert image["path"] == path
     assert image["container"] == ["deb", "xz"]
     assert image["sites"] == report(elf)["sites"]
+
+
+@pytest.mark.parametrize("name", ["xz", "initrd"])
+def test_a_report_on_all_members_has_the_hash_of_each(name: str, packages: dict[str, Path], tree: Path) -> None:
+    lines = succeed("report", "--format", "jsonl", "--hash", "--fail-on", "never", packages[name]).splitlines()
+    start = f"{packages[name]}("
+    hashes = {image["path"].removeprefix(start)[:-1]: image["sha256"] for image in map(json.loads, lines)}
+
+    assert len(hashes) > 1
+    assert hashes == {member: digest(tree / member) for member in hashes}
 
 
 def test_layers_say_which_member(packages: dict[str, Path]) -> None:

@@ -18,7 +18,7 @@ from staticcall.pipeline.look import Look, report_members, report_source
 from staticcall.pipeline.parallel import each
 from staticcall.read.found import Found, Kind, open_found, open_members
 from staticcall.read.object import is_object, is_sound, parse_object
-from staticcall.read.source import sha256_of
+from staticcall.read.source import sha256_of, sha256_of_bytes
 from staticcall.report.totals import counts_without_calls, merged, render_totals, totals_of
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def _opened(one: Input) -> Iterator[Found | Failure]:
 
 
 def _looked_at(one: Input, found: Found, look: Look, *, quickly: bool) -> Iterator[ImageReport | Totals | Failure]:
-    name, kind, source, layers = found
+    name, kind, source, layers, member = found
     path = Path(name)
     try:
         with about(path):
@@ -142,7 +142,9 @@ def _looked_at(one: Input, found: Found, look: Look, *, quickly: bool) -> Iterat
             elif quickly and look.table is None and (names := _nothing_in(source)):
                 yield counts_without_calls(path, names, layers)
             else:
-                sha256 = sha256_of(one.path) if look.hashed else None
+                sha256 = None
+                if look.hashed:
+                    sha256 = sha256_of(one.path) if member is None else sha256_of_bytes(member)
                 yield report_source(path, source, layers, look, sha256)
     except StaticcallError as error:
         yield Failure(str(error), error.exit_code)

@@ -36,12 +36,16 @@ class Kind(Word):
 
 
 class Found(NamedTuple):
-    """One file, open: its name, what it is, and of an image the bytes inside of the layers around it."""
+    """One file, open: its name, what it is, and of an image the bytes inside of the layers around it.
+
+    `member` is a member of an archive as it stands there.
+    """
 
     name: str
     kind: Kind
     source: ByteSource
     layers: tuple[Layer, ...]
+    member: bytes | None = None
 
 
 @contextmanager
@@ -93,7 +97,7 @@ def open_members(path: str, name: str) -> Iterator[Found | InputError]:
                 yield error
                 continue
             kind = Kind.IMAGE if _MODULE.search(member) or _is_ours(inner.data[:_TELLING]) else Kind.OTHER
-            yield Found(own, kind, InnerSource(inner.data, source), inner.layers)
+            yield Found(own, kind, InnerSource(inner.data, source), inner.layers, content)
         source.check_unchanged()
 
 
@@ -104,15 +108,12 @@ def _kind_of(head: bytes, source: ByteSource) -> Kind:
         return Kind.IMAGE
     if is_archive(head):
         return Kind.OTHER if containers.is_deb(head) else Kind.ARCHIVE
-    from staticcall.read.containers.codecs import codec_of, file_pieces  # noqa: PLC0415 - not for trees of plain files
+    from staticcall.read.containers.codecs import beginning, codec_of  # noqa: PLC0415 - not for trees of plain files
 
     codec = codec_of(head)
     if codec is None:
         return Kind.OTHER
-    try:
-        first = next(file_pieces(source, codec), b"")
-    except InputError:
-        return Kind.OTHER
+    first = beginning(source, codec)
     return Kind.IMAGE if first.startswith(elf64.MAGIC) and _is_ours(first) else Kind.OTHER
 
 
