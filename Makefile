@@ -84,7 +84,7 @@ check: setup ## formatting, lint and types
 	$(BIN)/mypy
 
 test: kernels check ## every check and every test
-	$(BIN)/pytest -n $(WORKERS) --dist loadscope
+	$(BIN)/pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 
 stress: setup ## ten times the updates of every protocol, while threads run through the sites
 	STATICCALL_STRESS=10 $(BIN)/pytest tests/test_stress.py

@@ -29,6 +29,21 @@ def _kernel(series: str) -> Path:
         _unavailable(f"no kernel of the {series} series: {error}")
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that boot kernels come first, then those that read them: a long one begun last is waited for alone."""
+    needs: dict[Path, set[str]] = {}
+    for item in items:
+        needs.setdefault(item.path, set()).update(getattr(item, "fixturenames", ()))
+    kernels_read = {"kernel", "vmlinux_612", "vmlinux_61", "development"}
+
+    def turn(item: pytest.Item) -> int:
+        wanted = needs[item.path]
+        return 0 if "guest_tools" in wanted else 1 if wanted & kernels_read else 2
+
+    items.sort(key=turn)
+
+
 @pytest.fixture(scope="session")
 def vmlinux_612() -> Path:
     return _kernel("6.12")
