@@ -1,6 +1,7 @@
 """The figure of whole trees: the report on all modules of a kernel, beside what unpacks them, on the same cores."""
 
 import shlex
+from importlib.util import find_spec
 from pathlib import Path
 
 from bench.measure import Figure, in_turn, say, shell, tool
@@ -18,8 +19,9 @@ def tree_figures(folder: Path, rounds: int) -> list[Figure]:
     modules = sorted(root.rglob("*.ko.xz"))
     names = folder / "names"
     names.write_bytes(b"\0".join(str(path).encode() for path in modules))
+    liblzma = "the extra fast" if find_spec("lzma_mt") else "Python's own"
     size = sum(path.stat().st_size for path in modules) / MEGABYTE
-    say(f"{len(modules):,} modules, {size:.0f} MiB as they are packed, {rounds} rounds")
+    say(f"{len(modules):,} modules, {size:.0f} MiB as they are packed, {rounds} rounds, liblzma of {liblzma}")
     listed = f"xargs -0 -a {shlex.quote(str(names))}"
     commands = {}
     for jobs in (1, 2):

@@ -19,6 +19,7 @@ LIBRARIES = {
     "distributed": {"pipeline"},
     "elftools": {"verify"},
     "lief": {"verify"},
+    "lzma_mt": {"read"},
     "lz4": {"read", "write", "verify"},
     "lzallright": {"read", "write", "verify"},
     "numpy": {"locate"},

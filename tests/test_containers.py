@@ -7,6 +7,7 @@ import resource
 import struct
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from staticcall.errors import MalformedError, StaticcallError, UnsupportedError
-from staticcall.model.container import Compressed
+from staticcall.model.container import Codec, Compressed
+from staticcall.read.containers import standard
 from staticcall.read.containers.codecs import codec_of, peek
 from staticcall.read.containers.codecs import unpack as unpack_codec
 from staticcall.read.inputs import open_input
@@ -78,6 +80,47 @@ def test_a_legacy_file_has_many_blocks(tmp_path: Path) -> None:
     data = (MODULE * 400)[: (16 << 20) + 5]
 
     assert inside(put(tmp_path, compressed("lz4-legacy", data))) == data
+
+
+@pytest.fixture(params=["lzma_mt", "lzma"])
+def xz_of(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The decoder for xz: the one of the extra `fast`, and Python's own where that is not installed."""
+    decoder: str = request.param
+    if decoder == "lzma":
+        monkeypatch.setitem(sys.modules, "lzma_mt", None)
+    return decoder
+
+
+def test_each_decoder_of_xz_reads_the_same(xz_of: str, tmp_path: Path) -> None:
+    data = (MODULE * 60)[:2_500_000]
+    packed = compressed("xz", data)
+
+    assert type(standard.decoder(Codec.XZ)).__module__.lstrip("_").startswith(xz_of)
+    assert inside(put(tmp_path, packed)) == data
+    assert inside(put(tmp_path, packed + bytes(8) + compressed("xz-kernel", data))) == data + data
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda data: data[:-20], "ends inside of its xz data (offset {short:#x}), the file is truncated"),
+        (lambda data: data[: len(data) // 2], "ends inside of its xz data (offset {half:#x}), the file is truncated"),
+        (
+            lambda data: data[:40] + bytes([data[40] ^ 0x10]) + data[41:],
+            "its xz data cannot be unpacked: Corrupt input data (offset 0x0), the file is damaged",
+        ),
+    ],
+    ids=["no index", "half", "flipped"],
+)
+def test_each_decoder_of_xz_says_the_same_of_damage(
+    damage: Callable[[bytes], bytes], message: str, xz_of: str, tmp_path: Path
+) -> None:
+    data = compressed("xz", MODULE * 10)
+    path = put(tmp_path, damage(data))
+
+    with pytest.raises(MalformedError) as caught:
+        inside(path)
+    assert message.format(short=len(data) - 20, half=len(data) // 2) in str(caught.value), xz_of
 
 
 @pytest.mark.parametrize("name", EACH)
