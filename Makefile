@@ -18,11 +18,12 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 KCFI_CLANG = $(or $(shell apt-cache pkgnames clang- 2>/dev/null | grep -xE 'clang-(1[6-9]|[2-9][0-9])' | sort -V | head -1),clang-16)
 
 DEMO_PACKAGES := gcc libc6-dev python3 python3-venv
-TEST_PACKAGES = $(DEMO_PACKAGES) bc binutils bison bpftool busybox-static bzip2 clang $(KCFI_CLANG) cmake cpio dwarves flex \
-    dpkg file g++ gdb libelf-dev libelf1 libssl-dev lld llvm lz4 lzop make meson mold ninja-build openssl pkg-config \
-    qemu-system-x86 sbsigntool strace util-linux xz-utils zstd
+TEST_PACKAGES = $(DEMO_PACKAGES) $(KCFI_CLANG) bc binutils bison bpftool busybox-static bzip2 chromium clang \
+    cmake cpio dpkg dwarves file fish flex fonts-dejavu-core g++ gdb git less libelf-dev libelf1 libssl-dev \
+    lld llvm lz4 lzop make man-db mandoc meson mold ninja-build openssl pkg-config qemu-system-x86 sbsigntool \
+    strace util-linux xz-utils zsh zstd
 
-.PHONY: help setup demo test check kernels stress fuzz bench lock clean
+.PHONY: help setup demo test check kernels stress fuzz bench docs man build sbom release lock clean
 
 help: ## these lines
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -83,6 +84,9 @@ check: setup ## formatting, lint and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+docs: setup ## the documentation site, into build/site; without the network
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 test: kernels check ## every check and every test
 	$(BIN)/pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 
@@ -97,10 +101,24 @@ fuzz: ## INPUTS=1000000 bad files, structure-aware and by coverage
 bench: kernels ## the figures, each beside its peer
 	$(BIN)/python -m bench
 
+man: setup ## the manual pages, into build/man
+	$(BIN)/python -m staticcall.cli.man build/man
+
+build: man ## the wheel and the source distribution, into dist
+	$(BIN)/python -m build --no-isolation --sdist --wheel .
+
+sbom: setup ## the software bill of materials of the locked versions, into dist
+	$(BIN)/python -m release.sbom
+
+release: ## a dry run of a release, with all its checks; tags nothing, uploads nothing
+	$(call require_packages,$(DEMO_PACKAGES) git)
+	@$(MAKE) --no-print-directory setup
+	$(BIN)/python -m release
+
 lock: ## choose the newest versions of everything anew
 	$(BIN)/uv pip compile --quiet --upgrade --generate-hashes --no-emit-index-url --no-header --no-annotate \
 	    --all-extras --python-version 3.11 pyproject.toml --output-file requirements.lock
 
 clean: ## remove what was built; the kernels' cache stays
 	rm -rf build dist $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	find staticcall tests bench fuzz -name __pycache__ -prune -exec rm -rf {} +
+	find staticcall tests bench fuzz release tools -name __pycache__ -prune -exec rm -rf {} +

@@ -16,9 +16,10 @@ from bench.calls import call_figures
 from bench.images import image_figures
 from bench.measure import Figure, say
 from bench.objects import object_figures
+from bench.reports import report_figures
 from bench.trees import tree_figures
 
-_PARTS = ("images", "objects", "trees", "calls", "builds")
+_PARTS = ("images", "objects", "trees", "calls", "builds", "reports")
 
 
 def main() -> None:
@@ -35,6 +36,7 @@ def main() -> None:
         tree_figures,
         call_figures,
         build_figures,
+        report_figures,
     )
     figures: list[Figure] = []
     with tempfile.TemporaryDirectory(prefix="staticcall-bench-") as folder:

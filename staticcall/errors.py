@@ -10,19 +10,29 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
 from os import PathLike
+from typing import Self
 
 StrPath = str | PathLike[str]
 
 
 class ExitCode(IntEnum):
-    """The process exit codes, a stable interface."""
+    """The process exit codes, a stable interface; `meaning` is what help, manual and documentation say of each."""
 
-    DONE = 0
-    FINDINGS = 1
-    USAGE = 2
-    INPUT = 3
-    UNSAFE = 4
-    UNVERIFIED = 5
+    meaning: str
+
+    DONE = 0, "done"
+    FINDINGS = 1, "done, with findings at or above --fail-on, or a difference where --fail-on-change asks for it"
+    USAGE = 2, "wrong usage"
+    INPUT = 3, "a file cannot be read or written, or is malformed or unsupported"
+    UNSAFE = 4, "refused because unsafe"
+    UNVERIFIED = 5, "not proved, nothing published"
+
+    def __new__(cls, value: int, meaning: str) -> Self:
+        """A number that knows what it means."""
+        code = int.__new__(cls, value)
+        code._value_ = value
+        code.meaning = meaning
+        return code
 
 
 class StaticcallError(Exception):
@@ -43,6 +53,10 @@ class StaticcallError(Exception):
         self.advice = advice
         self.inside = False
 
+    def __reduce__(self) -> tuple[object, ...]:
+        # By its parts: an exception's own way back is a call of its class with one argument, which leaves out `code`.
+        return _again, (type(self), self.args), self.__dict__
+
     def __str__(self) -> str:
         where = " of the file inside" if self.inside else ""
         place = f" (offset {self.offset:#x}{where})" if self.offset is not None else ""
@@ -51,6 +65,11 @@ class StaticcallError(Exception):
             parts.append(self.advice)
         line = ", ".join(parts)
         return f"{self.path}: {line}" if self.path is not None else line
+
+
+def _again(kind: type[StaticcallError], arguments: tuple[object, ...]) -> StaticcallError:
+    """An error as it was in another process; its attributes follow."""
+    return kind.__new__(kind, *arguments)
 
 
 class UsageError(StaticcallError):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from playwright.sync_api import Browser
 
-from tests.support import bzimage, containers, guest, kbuild, kernels, modules, objects, vmlinux
+from tests.support import browser, bzimage, containers, guest, kbuild, kernels, modules, objects, vmlinux
 from tests.support.programs import Builder
 from tests.support.refusals import Room, make_room
 
@@ -146,6 +148,26 @@ def sbsign() -> None:
 
 
 @pytest.fixture(scope="session")
+def chromium() -> Iterator[Browser]:
+    """The browser that HTML reports are opened in."""
+    if missing := browser.missing_tools():
+        _unavailable(f"not installed: {', '.join(missing)}")
+    with browser.chromium() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def needs() -> Callable[..., None]:
+    """Say which programs of the machine a test needs."""
+
+    def have(*programs: str) -> None:
+        if missing := [program for program in programs if shutil.which(program) is None]:
+            _unavailable(f"not installed: {', '.join(missing)}")
+
+    return have
+
+
+@pytest.fixture(scope="session")
 def guest_tools() -> None:
     """Needed by every test that calls guest.boot."""
     if missing := guest.missing_tools():
@@ -179,3 +201,11 @@ def program(built: Builder, tmp_path: Path) -> Path:
     folder = tmp_path / "home"
     folder.mkdir()
     return Path(shutil.copy(built("calls", "pie"), folder / "program"))
+
+
+@pytest.fixture
+def demo(built: Builder, tmp_path: Path) -> Path:
+    """The fixture `demo` as a test's own file, alone in a folder."""
+    folder = tmp_path / "home"
+    folder.mkdir()
+    return Path(shutil.copy(built("demo", "exec"), folder / "demo"))

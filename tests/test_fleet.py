@@ -19,8 +19,9 @@ import pytest
 import staticcall as package
 from staticcall import errors as package_errors
 from staticcall.model.sites import Policy
-from staticcall.pipeline.batch import Format, render_parts
+from staticcall.pipeline.batch import render_parts
 from staticcall.pipeline.fleet import fleet
+from staticcall.pipeline.forms import Format
 from staticcall.pipeline.look import Look
 from staticcall.pipeline.tree import in_parts, inputs_in, summary_of, survey_files, survey_of
 from tests.support.objects import Objects

@@ -1,21 +1,55 @@
-"""The line that says how far a run is: on terminals, after a second, and gone in the end."""
+"""What is said while a run takes long: on terminals, after a second, and gone in the end."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
 from itertools import count
+from threading import Event, active_count
 
 import pytest
 
-from staticcall.cli.progress import Progress
+from staticcall.cli import progress
+from staticcall.cli.outcome import complain, say, watched
+from staticcall.cli.progress import Progress, waiting
+from staticcall.pipeline.trace import doing
+from tests.support.terminal import on_screen, plain
+from tests.support.toolchain import TIMEOUT_SECONDS
 
 
 class Terminal(io.StringIO):
+    """A terminal that tells when it has been shown something."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wanted = ""
+        self.seen = Event()
+
     def isatty(self) -> bool:
         return True
 
+    def write(self, text: str) -> int:
+        length = super().write(text)
+        if self.wanted and self.wanted in self.getvalue():
+            self.seen.set()
+        return length
+
+    def wait_for(self, text: str) -> None:
+        self.seen.clear()
+        self.wanted = text
+        self.write("")
+        assert self.seen.wait(TIMEOUT_SECONDS), self.getvalue()
+
 
 PARTS = [("one", "two"), ("three",), ("four", "five", "six")]
+
+
+@pytest.fixture(autouse=True)
+def _terminal_like_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
 
 
 def shown(monkeypatch: pytest.MonkeyPatch, stream: io.StringIO, seconds: float, *, quiet: bool = False) -> str:
@@ -27,10 +61,15 @@ def shown(monkeypatch: pytest.MonkeyPatch, stream: io.StringIO, seconds: float, 
     return stream.getvalue()
 
 
-def test_a_long_run_says_how_many_files_are_done_and_wipes_that_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    lines = shown(monkeypatch, Terminal(), 2).split("\r\x1b[K")
+# ---- many files ----
 
-    assert lines == ["", "2 of 1,234 files", "3 of 1,234 files", "6 of 1,234 files", ""]
+
+def test_a_long_run_says_how_many_files_are_done_and_wipes_that_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = shown(monkeypatch, Terminal(), 2)
+
+    places = [written.index(f"{done} of 1,234 files") for done in (2, 3, 6)]
+    assert places == sorted(places)
+    assert not any(on_screen(written))
 
 
 def test_nothing_is_said_in_the_first_second(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,3 +81,125 @@ def test_nothing_is_said_where_nobody_looks(
     monkeypatch: pytest.MonkeyPatch, stream: type[io.StringIO], quiet: bool
 ) -> None:
     assert shown(monkeypatch, stream(), 2, quiet=quiet) == ""
+
+
+def test_nothing_is_said_at_a_terminal_that_cannot_wipe_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+
+    assert shown(monkeypatch, Terminal(), 2) == ""
+
+
+def test_the_line_makes_room_for_whatever_else_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal, clock = Terminal(), count()
+    monkeypatch.setattr("time.monotonic", lambda: next(clock) * 2)
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setattr("sys.stdout", terminal)
+
+    for one in Progress(6).over("abc", PARTS):
+        say(f"done {one}\n")
+        complain(f"bad {one}")
+
+    lines = on_screen(terminal.getvalue())
+    assert list(filter(None, lines)) == [f"{said} {one}" for one in "abc" for said in ("done", "staticcall: bad")]
+
+
+def test_the_line_is_gone_after_an_interruption(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal, clock = Terminal(), count()
+    monkeypatch.setattr("time.monotonic", lambda: next(clock) * 2)
+    monkeypatch.setattr("sys.stderr", terminal)
+
+    def interrupted() -> object:
+        yield "a"
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(Progress(6).over(interrupted(), PARTS))  # type: ignore[arg-type]  # a generator, for `raise` in it
+
+    assert "2 of 6 files" in terminal.getvalue()
+    assert not any(on_screen(terminal.getvalue()))
+
+
+def test_the_cursor_is_left_alone_for_nobody_brings_it_back_after_a_kill(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "\x1b[?25" not in shown(monkeypatch, Terminal(), 2)
+
+
+# ---- one file ----
+
+
+@contextmanager
+def long_run(name: str = "file") -> Iterator[Terminal]:
+    """A run on one file, whose first second is over."""
+    terminal = Terminal()
+    with pytest.MonkeyPatch.context() as patched, redirect_stderr(terminal):
+        patched.setattr(progress, "_SECONDS", 0.0)
+        with waiting(name):
+            yield terminal
+
+
+def test_a_long_run_on_one_file_says_what_is_done_and_wipes_that_in_the_end() -> None:
+    before = active_count()
+    with long_run("folder/file\x1b[2J") as terminal:
+        terminal.wait_for("file\\x1b[2J: reading")
+        doing("compressing")
+        terminal.wait_for("file\\x1b[2J: compressing")
+
+    assert not any(on_screen(terminal.getvalue()))
+    assert active_count() == before
+
+
+def test_what_is_said_meanwhile_stands_alone_on_its_line() -> None:
+    with long_run() as terminal:
+        terminal.wait_for("reading")
+        complain("bad")
+        doing("proving")
+        terminal.wait_for("proving")
+        complain("worse")
+
+    assert list(filter(None, on_screen(terminal.getvalue()))) == ["staticcall: bad", "staticcall: worse"]
+
+
+def test_nothing_is_drawn_while_another_command_has_the_terminal() -> None:
+    with long_run() as terminal:
+        terminal.wait_for("reading")
+        doing("")
+        wiped = terminal.getvalue()
+        assert not any(on_screen(wiped))
+        terminal.write("Passphrase: ")
+        doing("signing")
+        terminal.wait_for("signing")
+
+    assert terminal.getvalue()[len(wiped) :].startswith("Passphrase: ")
+
+
+def test_a_run_that_fails_leaves_nothing_behind() -> None:
+    with pytest.raises(ValueError, match="so"), long_run() as terminal:
+        terminal.wait_for("reading")
+        raise ValueError("so")
+
+    assert not any(on_screen(terminal.getvalue()))
+
+
+def test_a_short_run_says_nothing() -> None:
+    terminal = Terminal()
+    with redirect_stderr(terminal), waiting("file"):
+        doing("reading")
+
+    assert terminal.getvalue() == ""
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+def test_a_quiet_run_says_nothing_of_what_it_does(verbose: bool) -> None:
+    before, terminal = active_count(), Terminal()
+    with redirect_stderr(terminal), watched("file", verbose=verbose, quiet=True):
+        doing("reading")
+        assert active_count() == before
+
+    assert terminal.getvalue() == ""
+
+
+def test_the_line_is_in_colour_only_where_that_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    with long_run() as terminal:
+        terminal.wait_for("reading")
+    assert plain(terminal.getvalue().replace("\x1b[2K", "").replace("\x1b[1A", ""))
+    assert "\x1b[3" not in terminal.getvalue()

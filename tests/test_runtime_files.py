@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import subprocess
@@ -15,10 +14,12 @@ import pytest
 
 import staticcall as package
 from tests.conftest import _unavailable
+from tests.support import wheelhouse
 from tests.support.header import INCLUDE, RUNTIME, SOURCES, prints, run_program
 from tests.support.tool import staticcall, staticcall_process, succeed
 from tests.support.toolchain import TIMEOUT_SECONDS
 from tests.support.user_objects import run_tool
+from tests.support.wheelhouse import Distributions
 
 ROOT = Path(package.__file__).parents[1]
 PLACES = {
@@ -117,14 +118,9 @@ def test_a_variable_holds_the_flags_that_make_sites_direct(pkg_config: str, vari
 
 
 @pytest.fixture(scope="module")
-def distributions(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the wheel and the source distribution, made as an installer makes them."""
-    if importlib.util.find_spec("hatchling") is None:
-        _unavailable("not installed: hatchling")
-    folder = tmp_path_factory.mktemp("dist")
-    command: list[str | Path] = [sys.executable, "-m", "hatchling", "build", "-d", folder]
-    subprocess.run(command, capture_output=True, timeout=TIMEOUT_SECONDS, check=True, cwd=ROOT)
-    return folder
+def distributions(tmp_path_factory: pytest.TempPathFactory) -> Distributions:
+    """The wheel and the source distribution."""
+    return wheelhouse.build(ROOT, tmp_path_factory.mktemp("dist"))
 
 
 def runtime_files() -> set[str]:
@@ -132,10 +128,9 @@ def runtime_files() -> set[str]:
     return {str(path.relative_to(ROOT)) for path in RUNTIME.rglob("*") if path.is_file()}
 
 
-def test_the_wheel_holds_all_that_programs_need(distributions: Path, tmp_path: Path) -> None:
-    (wheel,) = distributions.glob("*.whl")
-    shutil.unpack_archive(wheel, tmp_path, "zip")
-    with zipfile.ZipFile(wheel) as archive:
+def test_the_wheel_holds_all_that_programs_need(distributions: Distributions, tmp_path: Path) -> None:
+    shutil.unpack_archive(distributions.wheel, tmp_path, "zip")
+    with zipfile.ZipFile(distributions.wheel) as archive:
         scripts = {file.filename for file in archive.infolist() if file.external_attr >> 16 & 0o111}
 
     installed = {
@@ -156,9 +151,8 @@ def test_the_wheel_holds_all_that_programs_need(distributions: Path, tmp_path: P
     assert Path(done.stdout.strip()).read_bytes() == (RUNTIME / "staticcall.c").read_bytes()
 
 
-def test_the_source_distribution_holds_it_too(distributions: Path) -> None:
-    (sdist,) = distributions.glob("*.tar.gz")
-    with tarfile.open(sdist) as archive:
+def test_the_source_distribution_holds_it_too(distributions: Distributions) -> None:
+    with tarfile.open(distributions.sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
 
     assert runtime_files() <= names

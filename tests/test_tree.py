@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from staticcall.model.sites import Policy
-from staticcall.pipeline.batch import Format, render_parts
+from staticcall.pipeline.batch import render_parts
+from staticcall.pipeline.forms import Format
 from staticcall.pipeline.look import Look
 from staticcall.pipeline.tree import in_parts, inputs_in, summary_of, survey_files, survey_of
 from tests.support.objects import Objects

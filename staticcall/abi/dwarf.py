@@ -1,10 +1,10 @@
-"""DWARF's numbers, as far as the types of functions need them.
+"""DWARF's numbers, as far as the types of functions and the source lines of sites need them.
 
 `.debug_info` is a sequence of units, each a header and a tree of entries (DIEs). An entry is the number of an
 abbreviation, which is in `.debug_abbrev` and says the entry's tag and the form of each attribute, and then the
 attributes' values without anything between them.
 
-Source: DWARF 5, section 7.5, with the GNU forms that linkers and `dwz` put in place of others.
+Source: DWARF 5, sections 7.5 and 6.2 (line programs), with the GNU forms that linkers and `dwz` put in place of others.
 """
 
 from __future__ import annotations
@@ -77,3 +77,15 @@ UNSIGNED_ENCODINGS: Final = frozenset({0x02, 0x07, 0x08, 0x10})
 # The versions of C, where `int f()` says nothing of parameters.
 C_LANGUAGES: Final = frozenset({0x01, 0x02, 0x0C, 0x1D, 0x2C, 0x3E})
 ASSEMBLERS: Final = frozenset({0x31, 0x8001})
+
+# Line programs: standard opcodes from 1 on, each with the number of its LEB128 arguments; above them special opcodes,
+# which move on both address and line and then emit a row, as LINE_COPY does without moving.
+LINE_COPY, LINE_ADVANCE_ADDRESS, LINE_ADVANCE_LINE, LINE_FILE, LINE_COLUMN, LINE_STATEMENT = range(1, 7)
+LINE_BLOCK, LINE_CONSTANT_ADDRESS, LINE_FIXED_ADDRESS, LINE_PROLOGUE, LINE_EPILOGUE, LINE_ISA = range(7, 13)
+LINE_ARGUMENTS: Final = bytes((0, 1, 1, 1, 1, 0, 0, 0, 1, 0, 0, 1))
+# Extended opcodes: a zero byte, how many bytes follow, the opcode, its argument.
+LINE_END: Final = b"\x00\x01\x01"
+LINE_SET_ADDRESS: Final = b"\x00\x09\x02"
+LINE_DISCRIMINATOR = 4
+# What the columns of a table of files or directories hold, from DWARF 5 on.
+CONTENT_PATH, CONTENT_DIRECTORY = 1, 2

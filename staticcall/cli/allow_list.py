@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from staticcall.cli.command import Command
 from staticcall.cli.options import INPUT_FILE, target_option, version_option
 from staticcall.cli.outcome import say
 from staticcall.errors import ExitCode
@@ -13,7 +14,7 @@ from staticcall.pipeline.batch import publish
 from staticcall.pipeline.integrity import allowed_in, render_allow_list
 
 
-@click.command("allow-list")
+@click.command("allow-list", cls=Command)
 @click.argument("file", type=INPUT_FILE)
 @click.option("--output", type=INPUT_FILE, help="Write to a file instead of standard output.")
 @click.option("--table", metavar="START:STOP", help="Where the records are: addresses in hex, or symbols.")

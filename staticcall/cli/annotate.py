@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from staticcall.cli.outcome import complain, say
+from staticcall.cli.outcome import complain, counted, say, watched
 from staticcall.cli.quick import Option
 from staticcall.pipeline.annotate import Order, annotate_files, order_of, outputs_of
 
@@ -28,11 +28,11 @@ OPTIONS = (
     Option(("--quiet",), "quiet", "flag", "Print nothing but errors.", default=False),
 )
 
-HELP = """Give relocatable objects (.o, or archives of them) their .static_call_sites.
+HELP = """Give objects (.o, .a) their .static_call_sites.
 
-Every call and jump to a trampoline gets the record and the relocations that the kernel's own build tool, objtool,
-makes; no kernel tree and no compiler plugin is needed. An object that has its table already, or has no sites, is
-left as it is.
+Each is a relocatable object or an archive of them. Every call and jump to a trampoline gets the record and the
+relocations that the kernel's own build tool, objtool, makes; no kernel tree and no compiler plugin is needed. An
+object that has its table already, or has no sites, is left as it is.
 
 \b
 Examples:
@@ -47,10 +47,11 @@ def run(files: tuple[str, ...], values: dict[str, Any]) -> int:
     pairs = outputs_of(files, values["output"], values["folder"], in_place=values["in_place"])
     order = order_of(values["section"], module=values["module"], verbose=values["verbose"])
     code = 0
-    for done in annotate_files(pairs, order, jobs=values["jobs"]):
-        if done.error:
-            complain(done.error)
-            code = max(code, done.exit_code)
-        elif not values["quiet"]:
-            say(done.line + "\n")
+    with watched(None, verbose=values["verbose"], quiet=values["quiet"]):
+        for done in counted(annotate_files(pairs, order, jobs=values["jobs"]), pairs, values):
+            if done.error:
+                complain(done.error)
+                code = max(code, done.exit_code)
+            elif not values["quiet"]:
+                say(done.line + "\n")
     return code

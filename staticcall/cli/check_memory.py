@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from staticcall.cli.command import Command
 from staticcall.cli.options import (
     INPUT_FILE,
     fail_on_option,
@@ -15,13 +16,13 @@ from staticcall.cli.options import (
     verbose_option,
     version_option,
 )
-from staticcall.cli.outcome import say
+from staticcall.cli.outcome import say, watched
 from staticcall.errors import ExitCode, UsageError
 from staticcall.pipeline.batch import publish
 from staticcall.pipeline.integrity import checked_in, is_bad, render_inspection, render_inspection_text
 
 
-@click.command("check-memory")
+@click.command("check-memory", cls=Command)
 @click.argument("file", type=INPUT_FILE)
 @click.option("--core", type=INPUT_FILE, required=True, help="The memory: an ELF core, /proc/kcore, or QEMU's dump.")
 @click.option("--slide", metavar="HEX", help="How far the image was moved; without it that is found.")
@@ -60,7 +61,10 @@ def command(
       staticcall check-memory app --core core.1234 --format json
     """
     moved = None if slide is None else _number(slide)
-    with checked_in(file, core, table=table, more=targets, slide=moved) as (allowed, inspection):
+    with (
+        watched(str(core), verbose=verbose, quiet=quiet),
+        checked_in(file, core, table=table, more=targets, slide=moved) as (allowed, inspection),
+    ):
         name = click.format_filename(core)
         if form == "json":
             pieces = list(render_inspection(allowed.image, allowed.located, name, inspection, verbose=verbose))

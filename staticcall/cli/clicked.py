@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from staticcall.cli.command import Command
 from staticcall.cli.options import parameters_of, version_option
 
 
@@ -17,7 +18,7 @@ def command_of(module: ModuleType) -> click.Command:
         code: int = module.run(files, values)
         return code
 
-    command = click.Command(
+    command = Command(
         module.NAME,
         callback=callback,
         help=module.HELP,

@@ -19,10 +19,9 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from staticcall.cli.look import NO_LINE, is_line
 from staticcall.errors import InputError, UsageError
 from staticcall.model.sites import Policy, PolicyName
-from staticcall.pipeline.look import Look
+from staticcall.pipeline.look import NO_LINE, Look, is_line
 from staticcall.pipeline.patch import FORCE_TYPE, FORCEABLE, Wishes, read_whole
 
 _TYPES: Mapping[str, type] = {

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
 
-from staticcall.cli.options import INPUT_FILE, form_option, look_options, quiet_option, verbose_option, version_option
-from staticcall.cli.outcome import say
+from staticcall.cli.colour import terminal_of
+from staticcall.cli.command import Command
+from staticcall.cli.options import (
+    INPUT_FILE,
+    form_option,
+    look_options,
+    no_pager_option,
+    quiet_option,
+    verbose_option,
+    version_option,
+)
+from staticcall.cli.outcome import watched
+from staticcall.cli.pager import page
 from staticcall.errors import ExitCode
 from staticcall.pipeline.batch import publish
-from staticcall.pipeline.diff import diff_of, render_diff_json, render_diff_text
+from staticcall.pipeline.diff import diff_of, render_diff_json, shown
+from staticcall.pipeline.forms import Show
 from staticcall.pipeline.look import Look
 
 
-@click.command("diff")
+@click.command("diff", cls=Command)
 @click.argument("old", type=click.Path())
 @click.argument("new", type=click.Path())
 @look_options
@@ -22,8 +35,11 @@ from staticcall.pipeline.look import Look
 @form_option
 @click.option("--output", type=INPUT_FILE, help="Write to a file instead of standard output.")
 @click.option("--fail-on-change", is_flag=True, help="Exit with 1 for any difference.")
-@click.option("-j", "--jobs", type=click.IntRange(1), default=1, show_default=True, help="Files at a time.")
+@click.option(
+    "-j", "--jobs", type=click.IntRange(1), metavar="N", default=1, show_default=True, help="Files at a time."
+)
 @verbose_option
+@no_pager_option
 @quiet_option
 @version_option
 def command(
@@ -36,13 +52,14 @@ def command(
     fail_on_change: bool,
     jobs: int,
     verbose: bool,
+    no_pager: bool,
     quiet: bool,
 ) -> int:
-    """Compare two reports, images or trees by names, whatever their addresses.
+    """Compare two reports, images or trees by names.
 
     OLD and NEW are each a report in JSON or JSON Lines, a file that report reads, or a folder or package with such
     files. Told are keys added and lost and those that lead elsewhere, and sites added, lost, of another form or with
-    another verdict. A report brings its policy along.
+    another verdict. Addresses do not matter. A report brings its policy along.
 
     \b
     Examples:
@@ -50,14 +67,14 @@ def command(
       staticcall diff -j 4 /lib/modules/6.12.1 /lib/modules/6.12.2
       staticcall diff --fail-on-change before.json vmlinux
     """
-    diff, look = diff_of(old, new, look._replace(scan=scan), jobs=jobs)
+    with watched(new if jobs == 1 else None, verbose=verbose, quiet=quiet):
+        diff, look = diff_of(old, new, look._replace(scan=scan), jobs=jobs)
     if form == "json":
         pieces = list(render_diff_json(diff, look.policy))
     else:
-        pieces = list(render_diff_text(diff, verbose=verbose))
+        pieces = list(shown(diff, Show(verbose, None if output else terminal_of(sys.stdout))))
     if output is not None:
         publish(output, pieces, [path for path in (Path(old), Path(new)) if path.is_file()])
     elif not quiet:
-        for piece in pieces:
-            say(piece)
+        page("".join(pieces), wanted=form == "text" and not no_pager)
     return ExitCode.FINDINGS if fail_on_change and not diff.equal else ExitCode.DONE

@@ -8,24 +8,25 @@ from pathlib import Path
 
 import click
 
+from staticcall.cli.command import Command
 from staticcall.cli.options import INPUT_FILE, quiet_option, version_option
-from staticcall.cli.outcome import ReaderGoneError, say
+from staticcall.cli.outcome import ReaderGoneError, say, watched
 from staticcall.errors import UsageError, printable
 from staticcall.pipeline.extract import extract, listing, publish_extracted
 
 
-@click.command("extract")
+@click.command("extract", cls=Command)
 @click.argument("file", type=INPUT_FILE)
 @click.option("-o", "--output", type=INPUT_FILE, help="Write to a file instead of standard output.")
 @click.option("--list", "listed", is_flag=True, help="Show what is around FILE, and an archive's members.")
 @quiet_option
 @version_option
 def command(file: Path, output: Path | None, listed: bool, quiet: bool) -> None:
-    """Take the innermost file out of all that is around it; FILE stays as it is.
+    """Take the innermost file out of all that is around it.
 
-    Compressed files, boot images of kernels, and members of .a, .deb and cpio archives, named as FILE(MEMBER), one in
-    another too. A boot image gives what its own decompressor makes of it: the kernel, with the list of what is
-    relocated behind it.
+    FILE stays as it is. It may be a compressed file, a boot image of a kernel, or a member of a .a, .deb or cpio
+    archive, named as FILE(MEMBER), one in another too. A boot image gives what its own decompressor makes of it: the
+    kernel, with the list of what is relocated behind it.
 
     \b
     Examples:
@@ -43,7 +44,8 @@ def command(file: Path, output: Path | None, listed: bool, quiet: bool) -> None:
         return
     if output is None and sys.stdout is not None and sys.stdout.isatty():
         raise UsageError("give --output: this would go to the terminal")
-    data = extract(file)
+    with watched(str(file), quiet=quiet):
+        data = extract(file)
     if output is None:
         _say_bytes(data)
         return

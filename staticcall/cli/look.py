@@ -10,11 +10,10 @@ from staticcall.cli.quick import Option
 from staticcall.errors import UsageError
 from staticcall.model.aids import Aids, NameAids
 from staticcall.model.sites import Policy, PolicyName
-from staticcall.pipeline.look import Look
+from staticcall.pipeline.look import LARGEST_LINE, NO_LINE, SMALLEST_LINE, Look, is_line
 
-_SMALLEST_LINE, _LARGEST_LINE = 8, 4096
 _AIDS = ("system_map", "debug_file", "debug_dir", "vmlinux", "modules")
-NO_LINE = f"no power of two from {_SMALLEST_LINE} to {_LARGEST_LINE}"
+LINES = tuple(str(1 << bits) for bits in range(SMALLEST_LINE.bit_length() - 1, LARGEST_LINE.bit_length()))
 
 LOOK_OPTIONS = (
     Option(
@@ -29,10 +28,11 @@ LOOK_OPTIONS = (
         ("--line",),
         "line",
         "count",
-        f"Bytes in a cache line, a power of two from {_SMALLEST_LINE} to {_LARGEST_LINE}.",
+        f"Bytes in a cache line, a power of two from {SMALLEST_LINE} to {LARGEST_LINE}.",
         default=64,
+        choices=LINES,
     ),
-    Option(("--key",), "key", "text", "Only keys whose name matches.", metavar="GLOB"),
+    Option(("--key",), "key", "key", "Only keys whose name matches.", metavar="GLOB"),
     Option(("--table",), "table", "text", "Where the records are: addresses in hex, or symbols.", metavar="START:STOP"),
     Option(("--system-map",), "system_map", "path", "The System.map of a kernel, for the names."),
     Option(("--debug-file",), "debug_file", "path", "The separate debug file, or unstripped twin, for the names."),
@@ -40,11 +40,6 @@ LOOK_OPTIONS = (
     Option(("--vmlinux",), "vmlinux", "path", "The kernel of a module, for its keys and the types of its functions."),
     Option(("--modules",), "modules", "path", "The folder with a module's other modules, for their keys."),
 )
-
-
-def is_line(value: int) -> bool:
-    """Whether a cache line can have so many bytes."""
-    return not value & (value - 1) and _SMALLEST_LINE <= value <= _LARGEST_LINE
 
 
 def look_of(values: Mapping[str, Any]) -> Look:

@@ -10,23 +10,10 @@ import click
 
 from staticcall import __version__
 from staticcall.cli.clicked import command_of
-from staticcall.cli.entry import QUICK
+from staticcall.cli.commands import COMMANDS, QUICK
 from staticcall.cli.outcome import complain, exit_code_of
 from staticcall.cli.quick import PLACES, place_of
 from staticcall.errors import ExitCode
-
-COMMANDS = (
-    "report",
-    "diff",
-    "patch",
-    "annotate",
-    "verify",
-    "revert",
-    "extract",
-    "allow-list",
-    "check-memory",
-    "schema",
-)
 
 
 class LazyGroup(click.Group):
@@ -38,12 +25,23 @@ class LazyGroup(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's
         """Import a command."""
-        if cmd_name not in COMMANDS:
-            return None
-        module = import_module(f"staticcall.cli.{cmd_name.replace('-', '_')}")
-        command = command_of(module) if cmd_name in QUICK else module.command
-        assert isinstance(command, click.Command)
-        return command
+        return command_named(cmd_name) if cmd_name in COMMANDS else None
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's
+        """Write what holds for all commands."""
+        from staticcall.cli.texts import ENVIRONMENT, FILES, exit_codes  # noqa: PLC0415 - only for help
+
+        for title, entries in (("Exit codes", exit_codes()), ("Files", FILES), ("Environment", ENVIRONMENT)):
+            with formatter.section(title):
+                formatter.write_dl(entries)
+
+
+def command_named(name: str) -> click.Command:
+    """Import one of the `COMMANDS`."""
+    module = import_module(f"staticcall.cli.{name.replace('-', '_')}")
+    command = command_of(module) if name in QUICK else module.command
+    assert isinstance(command, click.Command)
+    return command
 
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -64,7 +62,7 @@ def _print_place(context: click.Context, option: click.Parameter, value: bool) -
         context.exit()
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @place_options
 @click.version_option(__version__, prog_name="staticcall")
 def cli() -> None:
@@ -75,18 +73,14 @@ def cli() -> None:
       staticcall report vmlinux
       staticcall report --format json --scan vmlinux > report.json
       staticcall patch vmlinux --bind -o vmlinux.bound --edits undo.json
-      staticcall patch vmlinux --pin might_resched -o vmlinux.pinned --edits undo.json
-      staticcall patch app --set checksum=checksum_avx2 -o app.fast
+      staticcall patch vmlinux --pin might_resched -o vmlinux.pinned --edits pins.json
+      staticcall patch app --set checksum=checksum_fast -o app.fast
       staticcall annotate --in-place kernel/sched/core.o
       staticcall verify vmlinux vmlinux.bound
       staticcall diff vmlinux-6.1 vmlinux-6.12
       staticcall revert vmlinux.bound --edits undo.json -o vmlinux.again
       staticcall extract /boot/vmlinuz-6.12 -o vmlinux
       staticcall check-memory vmlinux --core /proc/kcore
-
-    \b
-    Exit codes: 0 done; 1 done, with findings; 2 wrong usage; 3 a file cannot be
-    read or written or is malformed; 4 refused because unsafe; 5 not proved.
     """
 
 

@@ -10,7 +10,9 @@ from typing import Any, TypeVar
 import click
 
 from staticcall import __version__
+from staticcall.cli.command import Count
 from staticcall.cli.look import LOOK_OPTIONS, look_of
+from staticcall.cli.names import KeyName, KeyPair
 from staticcall.cli.quick import Option
 from staticcall.errors import UsageError
 
@@ -20,6 +22,7 @@ INPUT_FILE = click.Path(path_type=Path)
 
 version_option = click.version_option(__version__, prog_name="staticcall")
 quiet_option = click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+no_pager_option = click.option("--no-pager", is_flag=True, help="Never show long text through a pager.")
 fail_on_option = click.option(
     "--fail-on",
     type=click.Choice(["note", "warning", "error", "never"]),
@@ -51,6 +54,7 @@ def _pairs(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) -> tup
 target_option = click.option(
     "--target",
     "targets",
+    type=KeyPair(),
     metavar="KEY=FUNCTION",
     multiple=True,
     callback=_pairs,
@@ -62,12 +66,17 @@ def parameters_of(option: Option) -> dict[str, Any]:
     """What click's option takes by keyword."""
     if option.kind == "flag":
         return {"is_flag": True, "help": option.help}
-    kinds: dict[str, click.ParamType[Any]] = {"text": click.STRING, "path": click.Path(), "count": click.IntRange(1)}
+    kinds: dict[str, click.ParamType[Any]] = {
+        "text": click.STRING,
+        "path": click.Path(),
+        "count": Count(option.choices),
+        "key": KeyName(),
+    }
     return {
         "type": click.Choice(option.choices) if option.kind == "choice" else kinds[option.kind],
         "default": option.default,
         "show_default": option.default is not None,
-        "metavar": option.metavar,
+        "metavar": option.metavar or ("N" if option.kind == "count" else None),
         "help": option.help,
     }
 

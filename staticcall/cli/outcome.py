@@ -5,10 +5,37 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Callable
-from typing import TextIO
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, TextIO, TypeVar
 
 from staticcall.errors import ExitCode, StaticcallError, printable
+
+_T = TypeVar("_T")
+
+
+class Room(Protocol):
+    """What is shown on a terminal and makes room, from `__enter__` to `__exit__`, for what is said there."""
+
+    def __enter__(self) -> object: ...
+
+    def __exit__(self, *error: object) -> None: ...
+
+
+_shown: list[Room] = []
+
+
+@contextlib.contextmanager
+def showing(room: Room) -> Iterator[None]:
+    """Have room made by what is shown meanwhile, whenever anything is said."""
+    _shown.append(room)
+    try:
+        yield
+    finally:
+        _shown.remove(room)
+
+
+def _room() -> Room:
+    return _shown[-1] if _shown else contextlib.nullcontext()
 
 
 class ReaderGoneError(Exception):
@@ -43,11 +70,46 @@ def exit_code_of(command: Callable[[], object]) -> int:
     return result if isinstance(result, int) else ExitCode.DONE
 
 
+@contextlib.contextmanager
+def watched(name: str | None, *, verbose: bool = False, quiet: bool = False) -> Iterator[None]:
+    """Have a run tell on standard error what it does: in a log if it is `verbose`, else where it takes long.
+
+    `name` is that of the file, None where somebody else tells how far it is, or where processes are forked.
+    """
+    if quiet or sys.stderr is None:
+        yield
+    elif verbose:
+        from staticcall.cli.logs import logged  # noqa: PLC0415 - only with -v
+
+        with logged():
+            yield
+    elif name is not None and sys.stderr.isatty():
+        from staticcall.cli.progress import waiting  # noqa: PLC0415 - only for terminals
+
+        with waiting(name):
+            yield
+    else:
+        yield
+
+
+def counted(results: Iterable[_T], items: Sequence[object], values: Mapping[str, Any]) -> Iterable[_T]:
+    """Pass on what becomes of each item, and tell on a terminal how many are done where that takes long."""
+    off = values["quiet"] or values["verbose"] or sys.stderr is None
+    if off or len(items) <= 1 or not sys.stderr.isatty():
+        return results
+    from staticcall.cli.progress import Progress  # noqa: PLC0415 - only for terminals
+
+    return Progress(len(items)).over(results, [(item,) for item in items])
+
+
 def say(text: str) -> None:
     """Write to standard output, where there is one."""
     if sys.stdout is not None:  # as it is where the shell closed it
         try:
-            sys.stdout.write(text)
+            with _room():
+                sys.stdout.write(text)
+                if _shown:
+                    sys.stdout.flush()
         except BrokenPipeError:
             raise ReaderGoneError from None
 
@@ -56,8 +118,9 @@ def complain(message: str) -> None:
     """Say one line on standard error."""
     try:
         if sys.stderr is not None:
-            sys.stderr.write(f"staticcall: {printable(message)}\n")
-            sys.stderr.flush()
+            with _room():
+                sys.stderr.write(f"staticcall: {printable(message)}\n")
+                sys.stderr.flush()
     except OSError:
         _silence(sys.stderr)
 

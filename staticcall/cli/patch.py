@@ -7,29 +7,52 @@ from pathlib import Path
 
 import click
 
+from staticcall.cli.command import Command
 from staticcall.cli.config import read_config
+from staticcall.cli.names import KeyName, KeyPair
 from staticcall.cli.options import INPUT_FILE, look_options, quiet_option, verbose_option, version_option
+from staticcall.cli.outcome import watched
 from staticcall.errors import ExitCode, UsageError
 from staticcall.pipeline.look import Look
 from staticcall.pipeline.patch import FORCE_TYPE, FORCEABLE, Outputs, Wishes, describe, output_of, patch_image
 from staticcall.pipeline.seal import Seal, parse_build_id, split_command
 
 
-@click.command("patch")
+@click.command("patch", cls=Command)
 @click.argument("file", type=INPUT_FILE)
 @click.option("-o", "--output", type=INPUT_FILE, help="Where the rewritten copy goes.")
 @click.option("--in-place", is_flag=True, help="Replace the input, atomically.")
 @click.option("--dry-run", is_flag=True, help="Say what is planned; prove and write nothing.")
-@click.option("--set", "sets", metavar="KEY=TARGET", multiple=True, help="Lead a key to a function, NULL or RET0.")
+@click.option(
+    "--set",
+    "sets",
+    type=KeyPair("NULL", "RET0"),
+    metavar="KEY=TARGET",
+    multiple=True,
+    help="Lead a key to a function, NULL or RET0.",
+)
 @click.option("--bind", is_flag=True, help="Send all sites straight to their key's present target.")
-@click.option("--pin", "pins", metavar="KEY", multiple=True, help="Make the sites that go direct permanent.")
-@click.option("--config", type=INPUT_FILE, help="Read the options above from a TOML file.")
+@click.option(
+    "--pin", "pins", type=KeyName(), metavar="KEY", multiple=True, help="Make the sites that go direct permanent."
+)
+@click.option(
+    "--config",
+    type=INPUT_FILE,
+    is_eager=True,  # it takes the place of the staticcall.toml, which is looked for early
+    help="Read options from this TOML file instead of staticcall.toml.",
+)
 @click.option("--edits", type=INPUT_FILE, help="Write the undo file that revert takes.")
-@click.option("--report", "report_path", type=INPUT_FILE, help="Write the JSON report of the result.")
+@click.option(
+    "--report",
+    "report_path",
+    type=INPUT_FILE,
+    help="Write the report of the result, as JSON, or in the form that the end of PATH names.",
+)
 @click.option(
     "--force",
     "forced",
     type=click.Choice(list(FORCEABLE)),
+    metavar="CODE",
     multiple=True,
     help="Do it although: " + "; ".join(f"{code}: {why}" for code, why in FORCEABLE.items()) + ".",
 )
@@ -73,11 +96,11 @@ def command(
     quiet: bool,
     look: Look,
 ) -> int:
-    """Write a copy of FILE whose static calls lead elsewhere, or straight to where they lead.
+    """Write a copy of FILE whose static calls lead elsewhere.
 
-    FILE is a linked image or a relocatable object (.o, .ko), compressed or not, a bzImage, or ARCHIVE(MEMBER); what
-    comes out is wrapped as it was, but a member becomes a file of its own. In an object relocations are edited; a
-    target that it does not know becomes an undefined symbol.
+    Or, with --bind and --pin, straight to where they lead. FILE is a linked image or a relocatable object (.o, .ko),
+    compressed or not, a bzImage, or ARCHIVE(MEMBER); what comes out is wrapped as it was, but a member becomes a file
+    of its own. In an object relocations are edited; a target that it does not know becomes an undefined symbol.
 
     The command of --sign-with is yours: it is split into words as by a shell, no shell runs it, and nothing is run
     without the option. What it may change is the signature alone. A file is signed first, then compressed.
@@ -86,8 +109,9 @@ def command(
     Examples:
       staticcall patch vmlinux --bind -o vmlinux.bound --edits undo.json
       staticcall patch vmlinux --set pv_sched_clock=native_sched_clock --bind --dry-run
-      staticcall patch app --set checksum=checksum_fast --set log=RET0 --in-place
-      staticcall patch kvm.ko.xz --set kvm_x86_get_cpl=NULL -o new.ko.xz --sign-with 'sign-file sha256 my.key my.crt'
+      staticcall patch app --set checksum=checksum_fast --set log=log_print --in-place
+      staticcall patch kvm.ko.xz --set kvm_x86_get_cpl=NULL -o new.ko.xz \\
+          --sign-with 'sign-file sha256 my.key my.crt'
     """
     if (output is not None) + in_place + dry_run != 1:
         raise UsageError("give one of -o, --in-place and --dry-run")
@@ -99,7 +123,8 @@ def command(
     outs, ins = (edits, report_path), (config, *look.aids.files)
     target = None if dry_run else output_of(file, output, in_place=in_place, others=outs, inputs=ins)
     outputs = Outputs(target, edits, report_path)
-    patched = patch_image(file, look, wishes, outputs, seal)
+    with watched(str(file), verbose=verbose, quiet=quiet):
+        patched = patch_image(file, look, wishes, outputs, seal)
     if not quiet:
         name = click.format_filename(file)
         click.echo(

@@ -1,57 +1,199 @@
-"""How far a long run is, for who waits at a terminal."""
+"""How far a long run is, for who waits at a terminal: one line on standard error, which is gone in the end.
+
+It is there after a second, on a terminal only. Before, nothing is imported for it.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TypeVar
+from threading import Event, RLock, Thread
+from typing import TYPE_CHECKING, TextIO, TypeVar
+
+from staticcall.cli.colour import size_of, wants_colour
+from staticcall.cli.outcome import showing
+from staticcall.errors import printable
+from staticcall.pipeline.trace import tell_waiting
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Line
+    from rich.progress import ProgressColumn
 
 _T = TypeVar("_T")
 
 # Nobody wants to know before, or more often.
 _SECONDS = 1.0
 _AGAIN = 0.1
-_WIPE = "\r\x1b[K"
+
+
+def _watched(quiet: bool) -> bool:
+    """Whether somebody looks at standard error who can see a line change."""
+    return not quiet and sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
 
 class Progress:
-    """One line on standard error that says how many of `total` files are done.
+    """How many of `total` files are done; to be entered around all that is said meanwhile."""
 
-    It is there on a terminal only, after a second, and gone when something else is to be said there.
-    """
-
-    def __init__(self, total: int, *, quiet: bool) -> None:
+    def __init__(self, total: int, *, quiet: bool = False) -> None:
         self._total = total
         self._done = 0
         self._next = time.monotonic() + _SECONDS
-        self._shown = False
-        self._off = quiet or sys.stderr is None or not sys.stderr.isatty()
+        self._line: Line | None = None
+        self._off = not _watched(quiet)
 
     def over(self, results: Iterable[_T], parts: Sequence[Sequence[object]]) -> Iterator[_T]:
         """Pass on what becomes of each part, and count its files."""
-        for result, part in zip(results, parts, strict=True):
-            self._done += len(part)
-            self._show()
-            yield result
-        self.wipe()
+        with showing(self):
+            try:
+                for result, part in zip(results, parts, strict=True):
+                    self._done += len(part)
+                    self._show()
+                    yield result
+            finally:
+                self._wipe()
 
-    def wipe(self) -> None:
+    def __enter__(self) -> None:
         """Make room for something else."""
-        if self._shown:
-            self._write(_WIPE)
-            self._shown = False
+        self._wipe()
+
+    def __exit__(self, *error: object) -> None:
+        """The line comes again with the next part."""
+
+    def _wipe(self) -> None:
+        if self._line is not None:
+            with contextlib.suppress(OSError):
+                self._line.stop()
 
     def _show(self) -> None:
         now = time.monotonic()
-        if not self._off and now >= self._next:
-            self._next = now + _AGAIN
-            self._shown = True
-            self._write(f"{_WIPE}{self._done:,} of {self._total:,} files")
+        if self._off or now < self._next:
+            return
+        self._next = now + _AGAIN
+        if self._line is None:
+            from rich.progress import BarColumn, TextColumn, TimeRemainingColumn  # noqa: PLC0415 - only where it is slow
 
-    def _write(self, text: str) -> None:
+            count = TextColumn("{task.completed:,} of {task.total:,} files")
+            self._line = _line(sys.stderr, BarColumn(), count, TimeRemainingColumn())
+            self._line.add_task("", total=self._total)
         try:
-            sys.stderr.write(text)
-            sys.stderr.flush()
+            self._line.update(self._line.task_ids[0], completed=self._done)
+            self._line.start()
+            self._line.refresh()
         except OSError:
             self._off = True
+
+
+@contextlib.contextmanager
+def waiting(name: str) -> Iterator[None]:
+    """Say what is being done with a file while a single thing takes long, and for how long already.
+
+    A thread of its own does that, for one call of a library may take half a minute. It must not be there where
+    processes are forked.
+    """
+    if not _watched(quiet=False):
+        yield
+        return
+    spinner = _Spinner(printable(os.path.basename(name)))  # noqa: PTH119 - a name, not a path to be opened
+    with showing(spinner):
+        spinner.start()
+        try:
+            yield
+        finally:
+            spinner.stop()
+
+
+class _Spinner:
+    """What is being done, with something that moves."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._what = "reading"
+        self._since = time.monotonic()
+        self._line: Line | None = None
+        self._lock = RLock()
+        self._ended = Event()
+        self._thread = Thread(target=self._run, daemon=True)
+
+    def start(self) -> None:
+        """Begin to wait for the first second to pass."""
+        with contextlib.suppress(RuntimeError):  # the system has no thread left, and can do without this one
+            self._thread.start()
+            tell_waiting(self._hear)
+
+    def stop(self) -> None:
+        """End, with nothing left on the terminal."""
+        tell_waiting(None)
+        self._ended.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def __enter__(self) -> None:
+        """Make room for something else."""
+        self._lock.acquire()
+        self._wipe()
+
+    def __exit__(self, *error: object) -> None:
+        """Go on where it is."""
+        self._lock.release()
+
+    def _hear(self, what: str) -> None:
+        with self._lock:
+            self._what = what
+            if not what:
+                self._wipe()
+
+    def _run(self) -> None:
+        if self._ended.wait(_SECONDS):
+            return
+        from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn  # noqa: PLC0415 - only where it is slow
+
+        words = TextColumn("{task.description}", markup=False)
+        line = _line(sys.stderr, SpinnerColumn("line"), words, TimeElapsedColumn())
+        task = line.add_task("")
+        line.tasks[0].start_time = self._since
+        with contextlib.suppress(OSError):
+            while not self._ended.wait(_AGAIN):
+                with self._lock:
+                    if self._what:
+                        self._line = line
+                        line.update(task, description=f"{self._name}: {self._what}")
+                        line.start()
+                        line.refresh()
+        with self._lock:
+            self._wipe()
+
+    def _wipe(self) -> None:
+        if self._line is not None:
+            with contextlib.suppress(OSError):
+                self._line.stop()
+            self._line = None
+
+
+def _line(stream: TextIO, *columns: ProgressColumn) -> Line:
+    """One line on a terminal, drawn when it is told to be."""
+    from rich.console import Console  # noqa: PLC0415 - a library that takes long to load
+    from rich.progress import Progress as Line  # noqa: PLC0415 - as above
+
+    class Steady(Console):
+        """A console that leaves the cursor alone, which nobody would bring back where a run is killed."""
+
+        def show_cursor(self, show: bool = True) -> bool:  # noqa: ARG002 - rich's signature
+            return False
+
+    colour = wants_colour(stream)
+    console = Steady(
+        file=stream,
+        width=size_of(stream)[0],
+        height=2,
+        force_terminal=True,
+        force_interactive=True,
+        color_system="standard" if colour else None,
+        no_color=not colour,
+        legacy_windows=False,
+    )
+    return Line(
+        *columns, console=console, auto_refresh=False, transient=True, redirect_stdout=False, redirect_stderr=False
+    )

@@ -7,6 +7,7 @@ which is built from the same values (`staticcall.cli.clicked`).
 
 import os
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 import staticcall
@@ -38,8 +39,8 @@ def place_of(option: str) -> str:
 class Option(NamedTuple):
     """One option of a command.
 
-    `kind` is `flag`, `text`, `path`, `choice` of `choices`, or `count`, a number of 1 or more; `key` is how its value
-    is called.
+    `kind` is `flag`, `text`, `key` (the name of one), `path`, `choice` of `choices`, or `count`, a number of 1 or more,
+    of `choices` where there are any; `key` is how its value is called.
     """
 
     names: tuple[str, ...]
@@ -51,10 +52,19 @@ class Option(NamedTuple):
     choices: tuple[str, ...] = ()
 
 
-def parse(options: Sequence[Option], arguments: Sequence[str]) -> tuple[tuple[str, ...], dict[str, Any]] | None:
-    """The files and the value of every option, or None where anything about it needs a second look."""
+# An option of every command; what it asks for is done before the command is called.
+NO_CONFIG: Final = Option(("--no-config",), "no_config", "flag", "Read no staticcall.toml.", default=False)
+
+
+def parse(
+    options: Sequence[Option], arguments: Sequence[str], defaults: Mapping[str, Any] = MappingProxyType({})
+) -> tuple[tuple[str, ...], dict[str, Any]] | None:
+    """The files and the value of every option, or None where anything about it needs a second look.
+
+    `defaults` are values, by their keys, that a settings file gives instead of the options' own.
+    """
     by_name = {name: option for option in options for name in option.names}
-    values: dict[str, Any] = {option.key: option.default for option in options}
+    values: dict[str, Any] = {option.key: option.default for option in options} | dict(defaults)
     files: list[str] = []
     rest = iter(arguments)
     for argument in rest:
@@ -72,6 +82,8 @@ def parse(options: Sequence[Option], arguments: Sequence[str]) -> tuple[tuple[st
             return None
         if option.kind == "count":
             if not value.isascii() or not value.isdigit() or len(value) > _DIGITS or not int(value):
+                return None
+            if option.choices and value not in option.choices:
                 return None
             values[option.key] = int(value)
         elif option.kind == "choice" and value not in option.choices:

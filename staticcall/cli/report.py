@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import sys
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from staticcall.cli.colour import terminal_of
 from staticcall.cli.look import LOOK_OPTIONS, look_of
-from staticcall.cli.outcome import complain, say
+from staticcall.cli.outcome import complain, counted, say, watched
 from staticcall.cli.quick import Option
 from staticcall.errors import ExitCode, UsageError
 from staticcall.model.sites import Severity
-from staticcall.pipeline.batch import Format, Rendered, join, publish, render_files, trees_among
+from staticcall.pipeline.batch import Rendered, publish, render_files, trees_among
+from staticcall.pipeline.forms import PLAIN, QUICK_LINES, WITH_LINES, Format, Show, form_of, join
 
 RANKS = {"note": 1, "warning": 2, "error": 3, "never": 4}
 
@@ -24,8 +27,7 @@ OPTIONS = (
         ("--format",),
         "form",
         "choice",
-        "Text for people, JSON for programs, a line per file for many files.",
-        default=Format.TEXT.value,
+        "Text for people, JSON for programs, a line per file for many files. Without it the end of --output says.",
         choices=tuple(form.value for form in Format),
     ),
     Option(("--output",), "output", "path", "Write to a file instead of standard output."),
@@ -43,6 +45,7 @@ OPTIONS = (
     Option(("-j", "--jobs"), "jobs", "count", "Files at a time.", default=1),
     Option(("--dask",), "dask", "text", "Let the workers of a Dask scheduler read the trees.", metavar="ADDRESS"),
     Option(("-v", "--verbose"), "verbose", "flag", "Show all, not only the first.", default=False),
+    Option(("--no-pager",), "no_pager", "flag", "Never show long text through a pager.", default=False),
     Option(("--quiet",), "quiet", "flag", "Print nothing but errors.", default=False),
     *LOOK_OPTIONS,
 )
@@ -57,30 +60,41 @@ Examples:
   staticcall report vmlinux
   staticcall report --policy kernel --key 'tp_func_*' -v vmlinux
   staticcall report --format json --output report.json vmlinux
+  staticcall report --output report.html vmlinux
+  staticcall report --output findings.sarif --hash vmlinux
+  staticcall report --format markdown vmlinux
   staticcall report --scan --fail-on warning app libapp.so
   staticcall report -j 4 /lib/modules/6.12
-  staticcall report --edits undo.json vmlinux.pinned
+  staticcall report --edits pins.json vmlinux.pinned
 """
 
 
 def run(files: tuple[str, ...], values: dict[str, Any]) -> int:
     """Report; returns the worst exit code of all files."""
+    trees = trees_among(files)
+    name = files[0] if len(files) == 1 and not trees else None
+    with watched(name, verbose=values["verbose"], quiet=values["quiet"]):
+        return _report(files, trees, values)
+
+
+def _report(files: tuple[str, ...], trees: tuple[str, ...], values: dict[str, Any]) -> int:
     edits = None if values["edits"] is None else Path(values["edits"])
     look = look_of(values)._replace(scan=values["scan"], hashed=values["hashed"], edits=edits)
-    trees = trees_among(files)
     if edits is not None and (len(files) > 1 or trees):
         raise UsageError("--edits is for one file, the one that it belongs to")
     if values["dask"] is not None and not trees:
         raise UsageError("--dask is for folders, packages and initramfs, and none is among the files")
-    form = Format(values["form"])
+    form = _form(values)
+    look = look._replace(lines=form in WITH_LINES, quick_lines=form in QUICK_LINES)
     codes: list[int] = []
     alone = tuple(Path(file) for file in files if file not in trees)
-    reports = render_files(alone, look, form, verbose=values["verbose"], jobs=values["jobs"])
+    show = _show(values) if form is Format.TEXT else PLAIN
+    reports = counted(render_files(alone, look, form, show=show, jobs=values["jobs"]), alone, values)
     pieces = noted(reports, codes, values["fail_on"])
     if trees:
         from staticcall.cli.trees import report_trees  # noqa: PLC0415 - only for trees
 
-        pieces = chain(pieces, report_trees(trees, look, form, values, codes))
+        pieces = chain(pieces, report_trees(trees, look, form, show, values, codes))
     document = join(pieces, form, look.policy)
     if values["output"] is not None:
         text = list(document)
@@ -88,6 +102,11 @@ def run(files: tuple[str, ...], values: dict[str, Any]) -> int:
         if max(codes, default=0) <= ExitCode.FINDINGS:
             read = (*map(Path, files), *look.aids.files, *(() if edits is None else (edits,)))
             publish(Path(values["output"]), text, read)
+    elif show.terminal is not None and not values["quiet"]:
+        from staticcall.cli.pager import page  # noqa: PLC0415 - only for terminals
+
+        # What went wrong is said before, and not into the pager.
+        page("".join(document), wanted=not values["no_pager"])
     else:
         for piece in document:
             if not values["quiet"]:
@@ -95,18 +114,29 @@ def run(files: tuple[str, ...], values: dict[str, Any]) -> int:
     return max(codes, default=0)
 
 
-def noted(
-    rendered: Iterable[Rendered], codes: list[int], fail_on: str, before: Callable[[], None] = lambda: None
-) -> Iterator[str]:
-    """Pass the good reports on; say what failed, and keep each file's exit code in `codes`.
+def _form(values: dict[str, Any]) -> Format:
+    """The form that was asked for: by name, or else by the end of the file's name."""
+    if values["form"] is not None:
+        return Format(values["form"])
+    return Format.TEXT if values["output"] is None else form_of(Path(values["output"]), Format.TEXT)
 
-    `before` is done before anything is said.
-    """
+
+def _show(values: dict[str, Any]) -> Show:
+    """How the text is shown: what goes into a file or a pipe is plain."""
+    verbose = values["verbose"]
+    if values["output"] is not None or sys.stdout is None:
+        return Show(verbose)
+    return Show(verbose, terminal_of(sys.stdout))
+
+
+def noted(rendered: Iterable[Rendered], codes: list[int], fail_on: str) -> Iterator[str]:
+    """Pass the good reports on; say what failed, and keep each file's exit code in `codes`."""
     for one in rendered:
         if one.error:
-            before()
             complain(one.error)
             codes.append(one.exit_code)
+            if one.text:  # what the form itself has to say of it
+                yield one.text
             continue
         worst = max((RANKS[severity.value] for severity in one.severities), default=0)
         codes.append(ExitCode.FINDINGS if worst >= RANKS[fail_on] else ExitCode.DONE)

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import click
 
+from staticcall.cli.command import Command
 from staticcall.cli.options import INPUT_FILE, quiet_option, verbose_option, version_option
+from staticcall.cli.outcome import watched
 from staticcall.errors import UsageError
 from staticcall.pipeline.check import check_pair, describe
 
 
-@click.command("verify")
+@click.command("verify", cls=Command)
 @click.argument("original", type=INPUT_FILE)
 @click.argument("patched", type=INPUT_FILE)
 @click.option("--deep", is_flag=True, help="Compare the layouts by a third ELF reader too; slow on kernels.")
@@ -49,7 +51,8 @@ def command(
       staticcall verify vmlinux vmlinux.bound
     """
     place = None if table is None else _addresses(table)
-    proof = check_pair(original, patched, deep=deep, table=place, allowed=frozenset(allowed))
+    with watched(str(patched), verbose=verbose, quiet=quiet):
+        proof = check_pair(original, patched, deep=deep, table=place, allowed=frozenset(allowed))
     if not quiet:
         click.echo(describe(proof, verbose=verbose), nl=False)
 

@@ -26,3 +26,28 @@ REASONS: Final[Mapping[str, str]] = {
     "depends-on-address": "whether it crosses is only known where the section gets its final address",
     "not-recorded": "found by code only; without a record nothing may patch it",
 }
+
+# Those that a site goes direct by; all others leave it to its trampoline, or undecided.
+DIRECT_REASONS: Final = frozenset(
+    {"already-direct", "pinned", "fits-line", "rel32-fits-line", "rel32-fits-block", "prefixed", "kernel-form"}
+)
+
+# What would make a site of each of the others direct.
+REMEDIES: Final[Mapping[str, str]] = {
+    "crosses-line": "Assemble with -Wa,-malign-branch-boundary=64,-malign-branch=call+jmp,-malign-branch-prefix-size=5,"
+    " or use --policy rel32, which asks only that the displacement lies in one line.",
+    "rel32-crosses-line": "Assemble with"
+    " -Wa,-malign-branch-boundary=64,-malign-branch=call+jmp,-malign-branch-prefix-size=5.",
+    "rel32-crosses-block": "Use --policy rel32, where a store within one cache line is trusted to be atomic.",
+    "opcode-not-e8": "Compile with -fno-optimize-sibling-calls, which makes calls of tail jumps, or use --policy"
+    " kernel, which patches jumps too.",
+    "no-prefix": "Compile with -fno-plt and link with -Wl,-z,call-nop=prefix-0x2e, which gives calls a prefix.",
+    "not-a-kernel-form": "Compile so that the site is a call or a jump with a 32-bit displacement, as objtool expects.",
+    "return-form-chosen-at-boot": "Lead the key to a function that does nothing instead of to NULL.",
+    "nop-chosen-at-boot": "Lead the key to a function that does nothing instead of to NULL.",
+    "unknown-instruction": "Check that the table belongs to this file, and that nothing else rewrote the place.",
+    "warn-trap": "Lead the key to a function with patch --set KEY=TARGET: a trap is what the build left for none.",
+    "depends-on-address": "Give the section an alignment of 64 or more, or decide after the link: report on what the"
+    " linker makes of it.",
+    "not-recorded": "Run annotate, or objtool --static-call, on the object before it is linked.",
+}

@@ -1,9 +1,14 @@
 """What is told about a file, before any renderer chose a form for it."""
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple
 
 from staticcall.model.image import Image
+from staticcall.model.lines import NO_LINES, SourceLine
 from staticcall.model.sites import Finding, Key, Located, Policy, Site, Verdict
+
+if TYPE_CHECKING:
+    from staticcall.model.change import Edit
 
 
 class Summary(NamedTuple):
@@ -26,7 +31,11 @@ class Summary(NamedTuple):
 
 
 class ImageReport(NamedTuple):
-    """One image: what was located, judged and counted; `verdicts` has one entry for each of `sites`."""
+    """One image: what was located, judged and counted; `verdicts` has one entry for each of `sites`.
+
+    `lines` leads from addresses of sites to their places in the source, where the form asks for them and the file
+    knows; `edits` are those that made the file, where they were given.
+    """
 
     image: Image
     located: Located
@@ -36,4 +45,6 @@ class ImageReport(NamedTuple):
     keys: tuple[Key, ...]
     summary: Summary
     findings: tuple[Finding, ...]
-    sha256: str | None
+    sha256: str | None = None
+    lines: Mapping[int, SourceLine] = NO_LINES
+    edits: "tuple[Edit, ...]" = ()

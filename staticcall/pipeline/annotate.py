@@ -11,6 +11,7 @@ from staticcall.errors import StaticcallError, UsageError, VerificationError, ab
 from staticcall.locate.relocated import relocated_sites
 from staticcall.model.object import ObjectFile
 from staticcall.model.rewrite import Annotation
+from staticcall.pipeline import trace
 from staticcall.pipeline.parallel import each
 from staticcall.plan.annotation import KERNEL_TABLE, plan_annotation
 from staticcall.read.object import is_archive, is_object, parse_object
@@ -42,6 +43,14 @@ class Done(NamedTuple):
     line: str
     error: str
     exit_code: int
+
+
+class Annotated(NamedTuple):
+    """What became of one file: a line for a person, the number of records made, and whether the file changed."""
+
+    line: str
+    records: int
+    changed: bool
 
 
 def order_of(section: str, *, module: bool, verbose: bool) -> Order:
@@ -104,37 +113,46 @@ def annotate_files(pairs: Sequence[Pair], order: Order, *, jobs: int = 1) -> Ite
 
 
 def _annotate_file(pair: Pair, *, order: Order) -> Done:
-    path, target, follow = pair
     try:
-        with about(path), FileSource(path) as source:
-            data = source.whole()
-            result, line = _annotate_archive(path, data, order) if is_archive(data) else _annotate_object(data, order)
-            # Whatever is new in the result was proved by another reader.
-            if result is None and same(path, target):
-                remove_dead(target)  # of a run that was killed, while another one annotated the file
-            else:
-                new = data if result is None else result
-                with stage_whole(path, target, new, lasting=False, follow=follow) as (_, publish):
-                    source.check_unchanged()
-                    publish()
+        annotated = annotate_file(pair, order)
     except StaticcallError as error:
         return Done("", str(error), error.exit_code)
-    return Done(f"{printable(path)}: {line}", "", 0)
+    return Done(f"{printable(pair.path)}: {annotated.line}", "", 0)
 
 
-def _annotate_object(data: bytes, order: Order) -> tuple[Data | None, str]:
-    """The annotated object, None where it stays as it is, and what there is to say."""
+def annotate_file(pair: Pair, order: Order) -> Annotated:
+    """Annotate one input to its output; raises `StaticcallError`, and then nothing was written."""
+    path, target, follow = pair
+    with about(path), FileSource(path) as source:
+        data = source.whole()
+        annotate = _annotate_archive if is_archive(data) else _annotate_object
+        result, line, records = annotate(path, data, order)
+        trace.done(path, "{:,} bytes read, {:,} records made and proved", len(data), records)
+        # Whatever is new in the result was proved by another reader.
+        if result is None and same(path, target):
+            remove_dead(target)  # of a run that was killed, while another one annotated the file
+        else:
+            new = data if result is None else result
+            with stage_whole(path, target, new, lasting=False, follow=follow) as (_, publish):
+                source.check_unchanged()
+                publish()
+            trace.done(path, "published as {}", target)
+    return Annotated(line, records, result is not None)
+
+
+def _annotate_object(_path: str, data: bytes, order: Order) -> tuple[Data | None, str, int]:
+    """The annotated object, None where it stays as it is; what there is to say; and the number of records made."""
     file = parse_object(data)
     # Every header and table was checked against the file's size.
     annotation = plan_annotation(file, relocated_sites(file), section=order.section, module=order.module)
     if annotation.rewrite is None:
-        return None, _said(annotation, only_lto=_only_lto(file))
+        return None, _said(annotation, only_lto=_only_lto(file)), 0
     # Every site has one record, and every record a section symbol and a key.
     result = rewrite_object(file, annotation.rewrite)
     prove_annotation(data, result, section=order.section, module=order.module)
     # Another reader found the old object in the new one, and its sites in the table.
     shown = _records(file, annotation) if order.verbose else ""
-    return result, _said(annotation, only_lto=False) + shown
+    return result, _said(annotation, only_lto=False) + shown, len(annotation.records)
 
 
 def _records(file: ObjectFile, annotation: Annotation) -> str:
@@ -153,31 +171,32 @@ def _only_lto(file: ObjectFile) -> bool:
     return not code and any(section.name.startswith(".gnu.lto_") for section in file.sections)
 
 
-def _annotate_archive(path: str, data: bytes, order: Order) -> tuple[Data | None, str]:
+def _annotate_archive(path: str, data: bytes, order: Order) -> tuple[Data | None, str, int]:
     from staticcall.read.archive import read_members  # noqa: PLC0415 - only for archives
     from staticcall.verify.archive import same_archive  # noqa: PLC0415 - only for archives
     from staticcall.write.archive import rebuild  # noqa: PLC0415 - only for archives
 
     members = read_members(data)
     replaced: dict[int, bytes] = {}
-    lines = []
+    lines, made = [], 0
     for number, member in enumerate(members):
         content = data[member.offset : member.offset + member.size]
         if not is_object(content):
             continue  # the index, the names, and what belongs to somebody else
         with about(f"{path}({member.name})"):
-            result, line = _annotate_object(content, order)
+            result, line, records = _annotate_object(path, content, order)
+        made += records
         lines.append(f"\n  {printable(member.name)}: {line}")
         if result is not None:
             replaced[number] = bytes(result)
     said = f"{len(replaced):,} of {len(lines):,} objects annotated" + "".join(lines)
     if not replaced:
-        return None, said
+        return None, said, 0
     archive = rebuild(data, members, replaced)
     if {changed.number: changed.after for changed in same_archive(data, archive)} != replaced:
         raise VerificationError("the archive does not hold what its members became", advice="nothing was written")
     # Another reader found the proved members in their places, and all else as it was.
-    return archive, said
+    return archive, said, made
 
 
 def _said(annotation: Annotation, *, only_lto: bool) -> str:

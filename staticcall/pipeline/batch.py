@@ -1,36 +1,40 @@
 """Many files, one after the other or several at a time; a file that fails does not take the others along."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from enum import StrEnum
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from staticcall.errors import StaticcallError, UnsupportedError, about
 from staticcall.model.change import Edit, EditKind
 from staticcall.model.report import ImageReport
-from staticcall.model.sites import Policy, Severity
+from staticcall.model.sites import Severity
 from staticcall.model.tree import NO_STATIC_CALLS, Failure, Input
+from staticcall.pipeline import trace
+from staticcall.pipeline.forms import (
+    PLAIN,
+    QUICK_LINES,
+    SEPARATORS,
+    WITH_LINES,
+    Format,
+    Show,
+    failure_in,
+    join,
+    pieces_of,
+)
 from staticcall.pipeline.look import Look, archive_at, report_image, report_members
 from staticcall.pipeline.parallel import each
 from staticcall.read.found import holds_files
-from staticcall.report.text import render_text
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
 
-class Format(StrEnum):
-    """The forms a report can have."""
-
-    TEXT = "text"
-    JSON = "json"
-    JSONL = "jsonl"
-
-
 class Rendered(NamedTuple):
-    """One file's report, or the error that came instead; `severities` are those of its findings."""
+    """One file's report, or the error that came instead; `severities` are those of its findings.
+
+    Beside an error the text is what the form's documents say of it, mostly nothing.
+    """
 
     text: str
     severities: frozenset[Severity]
@@ -44,18 +48,18 @@ def trees_among(files: Iterable[str]) -> tuple[str, ...]:
 
 
 def render_files(
-    paths: Iterable[Path], look: Look, form: Format, *, verbose: bool = False, jobs: int = 1
+    paths: Iterable[Path], look: Look, form: Format, *, show: Show = PLAIN, jobs: int = 1
 ) -> Iterator[Rendered]:
     """Render the report of every file, in the order of the files."""
     prepare(look)
-    render = partial(_render_file, look=look, form=form, verbose=verbose)
+    render = partial(_render_file, look=look, form=form, show=show)
     return each(render, tuple(paths), jobs=jobs)
 
 
 def render_parts(
     parts: Sequence[Sequence[Input]], look: Look, form: Format, *, jobs: int = 1, executor: "Executor | None" = None
 ) -> Iterator[tuple[Rendered, ...]]:
-    """Render the reports of files that lie in trees, in one of the forms for programs, part by part."""
+    """Render the reports of files that lie in trees, in any form but text, part by part."""
     prepare(look)
     return each(partial(_render_part, look=look, form=form), parts, jobs=jobs, executor=executor)
 
@@ -68,18 +72,20 @@ def prepare(look: Look) -> None:
         surroundings_of(look.aids)
 
 
-def _render_file(path: Path, *, look: Look, form: Format, verbose: bool) -> Rendered:
+def _render_file(path: Path, *, look: Look, form: Format, show: Show) -> Rendered:
     try:
         if archive_at(path):
             if look.edits is not None:
                 what = "is an archive, and has no undo file"
                 raise UnsupportedError(what, path=path, advice="name one of its members, as FILE(MEMBER)")
-            return _render_members(path, look, form, verbose=verbose)
+            return _render_members(path, look, form, show)
         with report_image(path, look) as report:
             severities = frozenset(finding.severity for finding in report.findings)
-            return Rendered("".join(_pieces(report, form, verbose=verbose)), severities, "", 0)
+            text = "".join(pieces_of(report, form, show))
+            trace.done(path, "written as {}, {:,} characters", form.value, len(text))
+            return Rendered(text, severities, "", 0)
     except StaticcallError as error:
-        return Rendered("", frozenset(), str(error), error.exit_code)
+        return Rendered(failure_in(form, str(error)), frozenset(), str(error), error.exit_code)
 
 
 def _render_part(inputs: Sequence[Input], *, look: Look, form: Format) -> tuple[Rendered, ...]:
@@ -88,13 +94,13 @@ def _render_part(inputs: Sequence[Input], *, look: Look, form: Format) -> tuple[
 
     for outcome in outcomes(inputs, look):
         if isinstance(outcome, Failure):
-            rendered.append(Rendered("", frozenset(), *outcome))
+            rendered.append(Rendered(failure_in(form, outcome.message), frozenset(), *outcome))
         elif isinstance(outcome, ImageReport):
             try:
                 with about(outcome.image.path):
-                    text = "".join(_pieces(outcome, form, verbose=False))
+                    text = "".join(pieces_of(outcome, form))
             except StaticcallError as error:
-                rendered.append(Rendered("", frozenset(), str(error), error.exit_code))
+                rendered.append(Rendered(failure_in(form, str(error)), frozenset(), str(error), error.exit_code))
                 continue
             # In a tree it is no news that a file has none.
             told = (finding for finding in outcome.findings if finding.code != NO_STATIC_CALLS)
@@ -102,47 +108,22 @@ def _render_part(inputs: Sequence[Input], *, look: Look, form: Format) -> tuple[
     return tuple(rendered)
 
 
-def _render_members(path: Path, look: Look, form: Format, *, verbose: bool) -> Rendered:
+def _render_members(path: Path, look: Look, form: Format, show: Show) -> Rendered:
     """All objects of an archive, as the images that they are."""
     texts, severities = [], set[Severity]()
     for report in report_members(path, look):
         severities.update(finding.severity for finding in report.findings)
         with about(report.image.path):
-            texts.append("".join(_pieces(report, form, verbose=verbose)))
-    separator = {Format.TEXT: "\n", Format.JSON: ",\n", Format.JSONL: ""}[form]
-    return Rendered(separator.join(texts), frozenset(severities), "", 0)
+            texts.append("".join(pieces_of(report, form, show)))
+    return Rendered(SEPARATORS.get(form, "").join(texts), frozenset(severities), "", 0)
 
 
-def _pieces(report: ImageReport, form: Format, *, verbose: bool) -> Iterator[str]:
-    if form is Format.TEXT:
-        return render_text(report, verbose=verbose)
-    from staticcall.report.json import render_image  # noqa: PLC0415 - 15 ms that the text report does not need
-
-    pieces = render_image(report)
-    return pieces if form is Format.JSON else chain((piece.replace("\n", "") for piece in pieces), "\n")
-
-
-def document_of(path: Path, look: Look, name: Path, edits: Sequence[Edit]) -> list[str]:
-    """The JSON report of one file that these edits made, under another name, as a whole document in pieces."""
+def document_of(path: Path, look: Look, name: Path, edits: Sequence[Edit], form: Format) -> list[str]:
+    """The report of one file that these edits made, under another name, as a whole document in pieces."""
     pins = any(edit.kind is EditKind.RECORD for edit in edits)
+    look = look._replace(lines=form in WITH_LINES, quick_lines=form in QUICK_LINES)
     with report_image(path, look, name, edits if pins else None) as report:
-        return list(join(["".join(_pieces(report, Format.JSON, verbose=False))], Format.JSON, look.policy))
-
-
-def join(images: Iterable[str], form: Format, policy: Policy) -> Iterator[str]:
-    """Rendered images as one document of their form, in pieces; nothing at all without an image."""
-    images = iter(filter(None, images))  # an archive may hold no object
-    first = next(images, None)
-    if first is None:
-        return
-    if form is Format.JSON:
-        from staticcall.report.json import render_document  # noqa: PLC0415 - not for the text report
-
-        yield from render_document(policy, chain((first,), images))
-        return
-    yield first
-    for image in images:
-        yield "\n" + image if form is Format.TEXT else image
+        return list(join(["".join(pieces_of(report._replace(edits=tuple(edits)), form))], form, look.policy))
 
 
 def publish(path: Path, document: Iterable[str], inputs: Iterable[Path] = ()) -> None:

@@ -12,6 +12,7 @@ from staticcall.model.change import Proof
 from staticcall.model.container import MemberOf
 from staticcall.model.hints import NO_HINTS, Hints
 from staticcall.pipeline.pair import open_pair
+from staticcall.pipeline.trace import doing, done, proved
 from staticcall.read.image import open_image
 from staticcall.read.inputs import container_at
 from staticcall.read.object import is_object
@@ -41,7 +42,10 @@ def check_pair(
     if _is_archive(original):
         return _prove_archive(original, patched, deep=deep)
     with ExitStack() as stack:
+        doing("unpacking")
         pair = open_pair(stack, original, patched)
+        done(patched, "opened beside {}", original)
+        doing("proving")
         with inside_of(pair.layers), pair.naming():
             if is_object(_head(pair.before)):
                 proof = _prove_object(pair.before, pair.after, deep=deep)
@@ -49,7 +53,11 @@ def check_pair(
                 hints = _hints(pair.before, table)
                 proof = prove(pair.before, pair.after, table=table, hints=hints, allowed=allowed)
                 if deep:
+                    proved(patched, proof)
+                    doing("comparing the layouts")
                     same_layout(pair.before, pair.after)
+                    done(patched, "same layout by a third reader")
+        proved(patched, proof)
     return proof._replace(remarks=(*pair.remarks, *proof.remarks))
 
 

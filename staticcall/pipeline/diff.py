@@ -10,14 +10,15 @@ from pathlib import Path
 from staticcall.errors import InputError, UsageError, about
 from staticcall.model.diff import Default, Diff, ImageDiff, ImageFacts, Side, SiteChange, SiteName
 from staticcall.model.sites import Policy
-from staticcall.pipeline.batch import Format, Rendered, render_files, render_parts, trees_among
+from staticcall.pipeline.batch import Rendered, render_files, render_parts, trees_among
+from staticcall.pipeline.forms import Format, Show
 from staticcall.pipeline.look import Look
 from staticcall.pipeline.tree import in_parts, inputs_in
 from staticcall.read.source import FileSource
 from staticcall.report.diff import render_diff_json, render_diff_text
 from staticcall.report.facts import looks_like_report, parse_image, parse_report
 
-__all__ = ["compare", "diff_of", "render_diff_json", "render_diff_text"]
+__all__ = ["compare", "diff_of", "render_diff_json", "shown"]
 
 # lib/modules/6.12.117-cloud-amd64/kernel/... is kernel/... of any release.
 _OF_RELEASE = re.compile(r"(?:^|/)lib/modules/[^/]+/(.+)$")
@@ -83,6 +84,15 @@ def compare(old: tuple[str, Sequence[ImageFacts]], new: tuple[str, Sequence[Imag
         tuple(before[name] for name in sorted(before.keys() - after.keys())),
         tuple(diff for diff in diffs if diff.changes),
     )
+
+
+def shown(diff: Diff, show: Show) -> Iterator[str]:
+    """The difference for a person, in pieces: plain, or as a terminal takes it."""
+    if show.terminal is None:
+        return render_diff_text(diff, verbose=show.verbose)
+    from staticcall.report.terminal import render_diff_terminal  # noqa: PLC0415 - takes long to load
+
+    return iter((render_diff_terminal(diff, show.terminal, verbose=show.verbose),))
 
 
 def _side(path: str, images: Sequence[ImageFacts]) -> Side:

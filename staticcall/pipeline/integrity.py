@@ -15,6 +15,7 @@ from staticcall.locate.linked import locate
 from staticcall.model.image import Image
 from staticcall.model.integrity import AllowList, Inspection, Judgement, KnownTargets, Observation, TargetSource
 from staticcall.model.sites import Finding, Located, Severity
+from staticcall.pipeline import trace
 from staticcall.read.core import open_core
 from staticcall.read.image import open_image
 from staticcall.report.allow import render_allow_list, render_inspection, render_inspection_text
@@ -79,11 +80,16 @@ def checked_in(
 ) -> Iterator[tuple[Allowed, Inspection]]:
     """The allow-list of an image as `allowed_in` has it, and how the memory in a core compares with it."""
     with _seen_in(path, table, more) as seen, about(core_path), open_core(core_path) as core:
+        trace.doing("searching the memory")
         place = find_place(seen.image, _landmarks(seen), core, slide)
+        trace.done(core_path, "found {} there", path)
         # The image's anchors are in memory where the place says; only now is the list worth its time.
         with about(path):
             allowed = _allowed(seen)
+        trace.done(path, "allowed: {:,} ranges", len(allowed.list))
+        trace.doing("comparing")
         observations = inspect(allowed.image, allowed.list, core, place)
+        trace.done(core_path, "{:,} ranges compared", len(observations))
         # Every range has one judgement.
         yield allowed, Inspection(place, observations, tuple(_findings(allowed, observations)))
 
@@ -95,7 +101,9 @@ def _seen_in(path: Path, table: str | None, more: Iterable[tuple[str, str]]) -> 
             raise UnsupportedError(
                 "is a relocatable object, whose code has no addresses yet", advice="give the linked file"
             )
+        trace.opened(image)
         located = locate(image, table=table)
+        trace.located(image, located)
         named = {symbol.name: symbol.address for symbol in image.symbols.matching(_STEMS)}
         yield _Seen(image, located, named, _more(image, located, more))
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from staticcall.model.change import Undo
 from staticcall.model.image import Image
+from staticcall.pipeline.forms import Format, form_of
 from staticcall.report.undo import render_undo
 from staticcall.write.stage import stage_text
 from staticcall.write.together import Publication, publish_together
@@ -26,11 +27,16 @@ class Original(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """The rewritten file, the undo file, and the JSON report of the result; none of `output` for a dry run."""
+    """The rewritten file, the undo file, and the report of the result; none of `output` for a dry run."""
 
     output: Path | None
     edits: Path | None = None
     report: Path | None = None
+
+    @property
+    def form(self) -> Format:
+        """The form of the report, by the end of its name; JSON where that says nothing."""
+        return Format.JSON if self.report is None else form_of(self.report, Format.JSON)
 
 
 def stage_texts(

@@ -5,11 +5,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from staticcall.errors import OutputError, StaticcallError, UnsupportedError, about, inside_of, printable
+from staticcall.errors import InputError, OutputError, StaticcallError, UnsupportedError, about, inside_of, printable
 from staticcall.locate.hints import hints_of
 from staticcall.locate.linked import locate
 from staticcall.model.change import EditKind, Plan, Proof, Undo
 from staticcall.model.hints import Hints
+from staticcall.pipeline import trace
 from staticcall.pipeline.batch import document_of
 from staticcall.pipeline.evidence import evidence_of
 from staticcall.pipeline.look import Look, archive_at, judge_for
@@ -58,25 +59,29 @@ class Patched(NamedTuple):
     proof: Proof | None
 
 
-def patch_image(path: Path, look: Look, wishes: Wishes, outputs: Outputs, seal: Seal = NO_SEAL) -> Patched:
+def patch_image(
+    path: Path, look: Look, wishes: Wishes, outputs: Outputs, seal: Seal = NO_SEAL, expected: Plan | None = None
+) -> Patched:
     """Rewrite one file, or only plan it where there is no output.
 
     The output may be `path` itself, which is then replaced. A file that was inside of others comes out inside of the
     same, but for an archive: its member becomes a file of its own. `seal` says what becomes of a signature and of the
-    build id. Nothing appears under any of the three names unless the proof of the whole file held. Raises
-    `UnsafeError` for what would crash later, `VerificationError` when the proof fails.
+    build id; `expected` is the plan that somebody has seen before. Nothing appears under any of the three names unless
+    the proof of the whole file held. Raises `UnsafeError` for what would crash later, `VerificationError` when the
+    proof fails, `InputError` when the plan is not the one expected.
     """
     require_wish(wishes)
     if archive_at(path):
         raise UnsupportedError("is an archive", path=path, advice="name one of its members, as FILE(MEMBER)")
     with open_original(path, aids=look.aids.names) as (image, check_unchanged), _blaming_changes(check_unchanged):
+        trace.opened(image)
         around = around_of(path, image.layers)
         refuse_archive_as_output(around, path, outputs)
         check_seal(image, around.layers, seal)
         with about(path):
             refuse_signed_image(around, seal)
         original = Original(path, image, check_unchanged, around.file)
-        task = _Task(original, look, wishes, outputs, seal, around)
+        task = _Task(original, look, wishes, outputs, seal, around, expected)
         if image.placement is not None:
             done = _patch_object(task)
         elif around.layers or around.named:
@@ -97,6 +102,15 @@ class _Task(NamedTuple):
     outputs: Outputs
     seal: Seal
     around: Around
+    expected: Plan | None = None
+
+    def check(self, plan: Plan) -> Plan:
+        """The plan, if it is the one that is expected; raises `InputError`."""
+        if self.expected is not None and plan != self.expected:
+            raise InputError(
+                "is not what it was when it was planned", path=self.original.path, advice="plan again, and look again"
+            )
+        return plan
 
 
 @contextmanager
@@ -121,13 +135,15 @@ def _patch_linked(task: _Task) -> Patched:
     def document() -> list[str]:
         staged.flush()  # on a server a file may change its times while it goes to the disk
         with _named_instead_of(path, output):
-            return document_of(staged.path, look._replace(keys=None), output, plan.edits)
+            return document_of(staged.path, look._replace(keys=None), output, plan.edits, outputs.form)
 
     with stage(path, output) as staged:
         # While the file is being copied there is time to think.
         plan, hints = _plan(task)
         # The edits are sorted and disjoint, and each carries the bytes that it replaces.
+        trace.doing("copying")
         staged.apply(plan.edits)
+        trace.done(path, "staged as {}", staged.path)
         # The staged file is complete, has a temporary name, and is on its way to the disk.
         with _named_instead_of(path, staged.path):
             proof = _proved(task, plan, hints, path, staged.path)
@@ -140,6 +156,7 @@ def _patch_linked(task: _Task) -> Patched:
             # All is on the disk and only lacks its name. The undo file comes first: never a patched file
             # without the way back.
             publish_together(output, ready, staged.publish, original.check_unchanged)
+    trace.done(path, "published as {}", output)
     return Patched(plan, proof)
 
 
@@ -171,8 +188,11 @@ def _patch_object(task: _Task) -> Patched:
     path, image = task.original.path, task.original.image
     with about(path), inside_of(image.layers):
         rewritten = retarget_object(image, _plan(task)[0], task.seal, proved=task.outputs.output is not None)
+        task.check(rewritten.plan)
         if task.outputs.output is None:
             return Patched(rewritten.plan, None)
+        if rewritten.proof is not None:
+            trace.proved(path, rewritten.proof)
         rewritten = with_signature(image, rewritten, sign_module(rewritten.after, task.seal))
 
     def check(staged: Path) -> None:
@@ -189,12 +209,19 @@ def _publish(task: _Task, plan: Plan, before: bytes, after: bytes, check: Callab
     assert output is not None, "a dry run publishes nothing"
     with about(task.original.path):
         made = wrap(after, around, task.seal)
+        trace.doing("reading back what was packed")
         prove_wrapped(made, around)
+        trace.done(
+            task.original.path,
+            "packed{}, and read back",
+            "".join(f" in {layer.label}" for layer in around.layers[::-1]),
+        )
+    trace.doing("publishing")
     # What a library finds inside is what was proved, to the last byte.
 
     def document(staged: Path) -> list[str]:
         with _named_instead_of(output, staged):
-            return document_of(staged, task.look._replace(keys=None), output, plan.edits)
+            return document_of(staged, task.look._replace(keys=None), output, plan.edits, task.outputs.form)
 
     publish_whole(
         task.original,
@@ -204,15 +231,19 @@ def _publish(task: _Task, plan: Plan, before: bytes, after: bytes, check: Callab
         document,
         check,
     )
+    trace.done(task.original.path, "published as {}", output)
 
 
 def _plan(task: _Task) -> tuple[Plan, Hints]:
     """The plan, and what the proof cannot read in the file."""
     image, look = task.original.image, task.look
+    trace.doing("planning")
     located = locate(image, table=look.table)
+    trace.located(image, located)
     plan = make_plan(image, located, task.wishes, judge_for(located, look.policy), evidence_of(image, look.aids))
     if image.placement is None:
-        plan = with_build_id(image, plan, task.seal)
+        plan = task.check(with_build_id(image, plan, task.seal))
+    trace.planned(image.path, plan)
     hints = hints_of(image, located)
     if look.table and located.table:
         hints = hints._replace(table=(located.table.start, located.table.stop))
@@ -223,7 +254,10 @@ def _proved(task: _Task, plan: Plan, hints: Hints, original: Path, patched: Path
     from staticcall.verify.proof import prove  # noqa: PLC0415 - a plan alone needs neither decoder nor reader
 
     table = hints.table if task.look.table else None  # where the user says, whatever the file does
-    return prove(original, patched, plan.edits, table=table, hints=hints, allowed=task.wishes.forced)
+    trace.doing("proving")
+    proof = prove(original, patched, plan.edits, table=table, hints=hints, allowed=task.wishes.forced)
+    trace.proved(task.original.path, proof)
+    return proof
 
 
 def describe(patched: Patched, *, verbose: bool = False) -> str:

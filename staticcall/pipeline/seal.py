@@ -9,6 +9,7 @@ from staticcall.errors import UnsafeError, UsageError
 from staticcall.model.change import Edit, Plan
 from staticcall.model.container import BzImage, Layer
 from staticcall.model.image import Image
+from staticcall.pipeline.trace import doing
 from staticcall.plan.build_id import BuildIdWish, new_build_id, sha1_of
 from staticcall.plan.build_id import parse_wish as parse_build_id
 from staticcall.write.sign import sign, split_command
@@ -72,7 +73,9 @@ def sign_module(unsigned: bytes, seal: Seal) -> bytes:
         return unsigned
     from staticcall.verify.objects.signature import check_signed  # noqa: PLC0415 - only where something is signed
 
+    doing("")  # the command may ask for a passphrase
     signed = sign(seal.sign_with, unsigned, "module.ko")
+    doing("proving the signed module")
     check_signed(unsigned, signed)
     return signed
 
@@ -83,6 +86,8 @@ def sign_image(unsigned: bytes, seal: Seal) -> bytes:
         return unsigned
     from staticcall.verify.authenticode import check_signed_image  # noqa: PLC0415 - only where something is signed
 
+    doing("")  # as above
     signed = sign(seal.sign_with, unsigned, "vmlinuz")
+    doing("proving the signed image")
     check_signed_image(unsigned, signed)
     return signed

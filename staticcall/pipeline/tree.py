@@ -12,6 +12,7 @@ from staticcall.errors import ExitCode, StaticcallError, about
 from staticcall.model.image import NO_NAMES, ByteSource, NameSource
 from staticcall.model.report import ImageReport
 from staticcall.model.sites import Policy
+from staticcall.model.terminal import Terminal
 from staticcall.model.tree import Failure, Input, Survey, Totals
 from staticcall.pipeline.batch import prepare
 from staticcall.pipeline.look import Look, report_members, report_source
@@ -84,8 +85,12 @@ def survey_of(parts: Iterable[Survey]) -> Survey:
     return Survey(merged(part.totals for part in parts), lines, failures)
 
 
-def summary_of(title: str, survey: Survey, policy: Policy) -> str:
-    """The survey of some trees as text."""
+def summary_of(title: str, survey: Survey, policy: Policy, terminal: Terminal | None = None) -> str:
+    """The survey of some trees as text, plain or as a terminal takes it."""
+    if terminal is not None:
+        from staticcall.report.terminal import render_totals_terminal  # noqa: PLC0415 - takes long to load
+
+        return render_totals_terminal(title, survey, policy, terminal)
     return "".join(render_totals(title, survey, policy))
 
 

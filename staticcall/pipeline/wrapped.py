@@ -10,6 +10,7 @@ from staticcall.errors import UnsupportedError, UsageError, VerificationError, a
 from staticcall.model.change import Edit, OuterChange, Undo
 from staticcall.model.container import BzImage, Compressed, Layer
 from staticcall.pipeline.seal import Seal, sign_image
+from staticcall.pipeline.trace import doing
 from staticcall.read.source import sha256_of_bytes
 from staticcall.write.files import followed
 
@@ -86,6 +87,7 @@ def wrap(inner: bytes, around: Around, seal: Seal) -> list[bytes]:
     for layer, original in zip(reversed(around.layers), reversed(around.levels), strict=True):
         from staticcall.write.compress import compress  # noqa: PLC0415 - not for plain files
 
+        doing("compressing")
         if isinstance(layer, BzImage):
             made.append(_rebuilt(made[-1], layer, original, seal))
         elif isinstance(layer, Compressed):

@@ -1,8 +1,6 @@
 """What the user asked for, resolved against what the image has."""
 
 import re
-from collections.abc import Iterable
-from difflib import get_close_matches
 from typing import NamedTuple
 
 from staticcall.abi import elf64, static_call, x86
@@ -10,6 +8,7 @@ from staticcall.errors import UnsafeError, UsageError
 from staticcall.model.form import Form
 from staticcall.model.image import NO_NAMES, Image
 from staticcall.model.sites import Key, Located, Target, TargetKind
+from staticcall.model.suggest import suggestion
 from staticcall.model.symbols import Symbol
 
 # What compilers put in front of a function: padding, and the hash of its type.
@@ -83,7 +82,7 @@ def _resolve_key(image: Image, located: Located, name: str) -> Key:
         raise UnsafeError(
             f"there is no key {name}",
             code="unknown-key",
-            advice=_suggest(wanted, (key.name for key in located.keys.values())),
+            advice=suggestion(wanted, (key.name for key in located.keys.values())),
         )
     if len(matches) > 1:
         places = ", ".join(image.where(key.address) for key in matches)
@@ -146,7 +145,7 @@ def _resolve_function(image: Image, located: Located, wanted: str) -> Symbol | N
         raise UnsafeError(
             f"there is no function {wanted}",
             code="unknown-function",
-            advice=_suggest(wanted, image.symbols.function_names()),
+            advice=suggestion(wanted, image.symbols.function_names()),
         )
     addresses = sorted({symbol.address for symbol in symbols})
     if len(addresses) > 1:
@@ -216,8 +215,3 @@ def _is_code(image: Image, symbol: Symbol) -> bool:
 
 def _tell_apart(image: Image, what: str) -> str:
     return "give the address" if image.placement is None else f"give each {what} a name of its own"
-
-
-def _suggest(wanted: str, names: Iterable[str]) -> str:
-    near = get_close_matches(wanted, set(names), n=3, cutoff=0.7)
-    return f"did you mean {' or '.join(near)}?" if near else "check the spelling"

@@ -7,7 +7,7 @@ from typing import Final
 
 from staticcall.abi import elf64
 from staticcall.errors import MalformedError, UnsupportedError
-from staticcall.model.image import Image, Placement, Section
+from staticcall.model.image import ByteSource, Image, Placement, Section
 from staticcall.read.dwarf import Dwarf, Sections
 
 _NAMES: Final = (
@@ -37,16 +37,22 @@ def read_dwarf(image: Image) -> Dwarf | None:
         return None
     # An object has a section for each type that is in a unit of its own.
     parts = ([section for section in image.sections if section.name == name] for name in _NAMES)
-    return Dwarf(Sections(*(b"".join(_content(image, section) for section in sections) for sections in parts)))
+    return Dwarf(
+        Sections(*(b"".join(content_of(image.source, s, image.placement) for s in sections) for sections in parts))
+    )
 
 
-def _content(image: Image, section: Section) -> bytes:
+def content_of(source: ByteSource, section: Section, placement: Placement | None) -> bytes:
+    """The bytes of a section of debug data, unpacked, and relocated where the file is an object.
+
+    Raises `MalformedError` where that cannot be, `UnsupportedError` for a compression that is not zlib.
+    """
     if section.type == elf64.SHT_NOBITS:
         return b""
-    content = image.source.read(section.offset, section.size)
+    content = source.read(section.offset, section.size)
     if section.flags & elf64.SHF_COMPRESSED:
         content = _unpacked(content, section)
-    return content if image.placement is None else _relocated(image.placement, section, content)
+    return content if placement is None else _relocated(placement, section, content)
 
 
 def _unpacked(content: bytes, section: Section) -> bytes:

@@ -98,14 +98,15 @@ def _member(source: FileSource, wanted: str) -> Unpacked:
     from staticcall.read.containers.members import find_member  # noqa: PLC0415 - only where one is named
 
     known, key = source.identity, (source.identity, wanted)
-    if known is None or key not in _last_member:
+    found = _last_member.get(key)  # one look: another thread may clear it at any time
+    if known is None or found is None:
         _last_member.clear()  # first, so that no two of them are in memory
         found = find_member(source, wanted)
         if known is None:
             return found
         source.check_unchanged()
         _last_member[key] = found
-    return _last_member[key]
+    return found
 
 
 # One at most: commands ask several times for the same one.

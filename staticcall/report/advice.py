@@ -41,3 +41,21 @@ def advice_for(report: ImageReport) -> Iterator[str]:
         yield f"{indirect:,} indirect calls: link their trampolines in, so that the linker can relax the calls"
     if counts.get("no-prefix"):
         yield f"{counts['no-prefix']:,} without a prefix: compile and link with {PREFIX_FLAGS}"
+
+
+def flags_for(reason: str, form: Form, line: int) -> tuple[str, str] | None:
+    """What to do about one site that is not direct for a reason, in words, and the flags for it, which may be none."""
+    if reason in ("crosses-line", "rel32-crosses-line", "depends-on-address"):
+        return "let the assembler keep it in a line", ALIGN_FLAGS.format(line=line if line in _LINES else 64)
+    if reason == "opcode-not-e8" and form in (Form.TAIL_JMP, Form.JCC):
+        return (
+            "compile it as a call, or choose a policy that takes jumps",
+            "-fno-optimize-sibling-calls, --policy kernel",
+        )
+    if form is Form.INDIRECT_CALL:
+        return "link its trampoline in, so that the linker can relax the call", ""
+    if reason == "no-prefix":
+        return "compile and link it with a prefix", PREFIX_FLAGS
+    if reason == "not-recorded":
+        return "let objtool or staticcall annotate write a record for it", ""
+    return None

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from staticcall.abi import x86
 from staticcall.model.image import Image
 from staticcall.model.report import ImageReport, Summary
 from staticcall.model.sites import Answer, Key, Located, Policy, Site, Source, Verdict
+
+if TYPE_CHECKING:
+    from staticcall.model.change import Edit
 
 
 def build_report(
@@ -19,12 +23,11 @@ def build_report(
     verdicts: list[Verdict],
     keys: tuple[Key, ...],
     *,
-    sha256: str | None = None,
-    knows_pins: bool = False,
+    edits: Sequence[Edit] | None = None,
 ) -> ImageReport:
     """Put the report of one image together; `sites` and `keys` are what was selected.
 
-    `knows_pins` tells that pinned sites are among them, and not merely missing.
+    With the `edits` that made the image, pinned sites are among them, and not merely missing.
     """
     findings = located.findings
     if findings and len(keys) < len(located.keys):
@@ -33,9 +36,9 @@ def build_report(
         known |= {key.trampoline.address for key in keys if key.trampoline}
         findings = tuple(f for f in findings if f.address is None or f.address in known)
     summary = _summarize(sites, verdicts, keys, policy.line)
-    if knows_pins:
+    if edits is not None:
         summary = summary._replace(pinned=sum(Source.EDITS in site.sources for site in sites))
-    return ImageReport(image, located, policy, sites, verdicts, keys, summary, findings, sha256)
+    return ImageReport(image, located, policy, sites, verdicts, keys, summary, findings, edits=tuple(edits or ()))
 
 
 def _crosses(site: Site, line: int) -> bool:

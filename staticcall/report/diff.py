@@ -11,7 +11,7 @@ from staticcall.model.sites import Policy
 from staticcall.report.json import SCHEMA_VERSION, compact
 
 # Enough to see what it is about; -v shows all.
-_FEW = 10
+FEW = 10
 
 
 def render_diff_text(diff: Diff, *, verbose: bool = False) -> Iterator[str]:
@@ -22,25 +22,26 @@ def render_diff_text(diff: Diff, *, verbose: bool = False) -> Iterator[str]:
 
 def _lines(diff: Diff, *, verbose: bool) -> Iterator[str]:
     if diff.equal:
-        yield f"no difference: {_counts(diff.new)}"
+        yield f"no difference: {counts_of(diff.new)}"
         return
-    yield f"old  {diff.old.path}: {_counts(diff.old)}"
-    yield f"new  {diff.new.path}: {_counts(diff.new)}"
+    yield f"old  {diff.old.path}: {counts_of(diff.old)}"
+    yield f"new  {diff.new.path}: {counts_of(diff.new)}"
     yield ""
-    parts = list(_parts(diff))
+    parts = list(parts_of(diff))
     yield f"{'':<34}{'added':>9}{'lost':>9}{'changed':>9}"
-    for name, numbers in _table(diff):
+    for name, numbers in table_of(diff):
         yield f"  {name:<32}" + "".join(f"{'' if number is None else f'{number:,}':>9}" for number in numbers)
     for title, lines in parts:
         if lines:
             yield ""
             yield f"{title} ({len(lines):,})"
-            yield from (f"  {line}" for line in (lines if verbose else lines[:_FEW]))
-            if len(lines) > _FEW and not verbose:
-                yield f"  and {len(lines) - _FEW:,} more (-v shows all)"
+            yield from (f"  {line}" for line in (lines if verbose else lines[:FEW]))
+            if len(lines) > FEW and not verbose:
+                yield f"  and {len(lines) - FEW:,} more (-v shows all)"
 
 
-def _table(diff: Diff) -> Iterator[tuple[str, tuple[int | None, ...]]]:
+def table_of(diff: Diff) -> Iterator[tuple[str, tuple[int | None, ...]]]:
+    """What was added, lost and changed: the names and numbers of a table, None where nothing can be."""
     images = diff.images
     yield "images", (len(diff.added), len(diff.lost), len(images))
     keys = sum(len(i.keys_added) for i in images), sum(len(i.keys_lost) for i in images)
@@ -52,7 +53,8 @@ def _table(diff: Diff) -> Iterator[tuple[str, tuple[int | None, ...]]]:
     yield "  with another verdict", (None, None, sum(len(image.verdicts) for image in images))
 
 
-def _parts(diff: Diff) -> Iterator[tuple[str, list[str]]]:
+def parts_of(diff: Diff) -> Iterator[tuple[str, list[str]]]:
+    """What is behind the numbers: titles, each with a line for everything that is meant."""
     images = diff.images
     yield "images added", [_whole(image) for image in diff.added]
     yield "images lost", [_whole(image) for image in diff.lost]
@@ -84,7 +86,8 @@ def _parts(diff: Diff) -> Iterator[tuple[str, list[str]]]:
     )
 
 
-def _counts(side: Side) -> str:
+def counts_of(side: Side) -> str:
+    """How much one side has, in words."""
     return ", ".join(
         f"{count:,} {noun}{'' if count == 1 else 's'}"
         for count, noun in ((side.images, "image"), (side.keys, "key"), (side.sites, "site"))

@@ -10,13 +10,15 @@ from collections.abc import Iterable, Iterator
 from importlib.resources import files
 
 from staticcall import __version__
-from staticcall.abi import elf64, x86
 from staticcall.model.report import ImageReport
-from staticcall.model.sites import Finding, Key, Policy, Site, Source, TargetKind, Verdict
+from staticcall.model.sites import Finding, Policy, Site, Verdict
+from staticcall.model.values import ImageValues, Key, Summary
+from staticcall.model.values import Site as SiteValue
 from staticcall.report.names import Names, hexadecimal, shown
+from staticcall.report.values import site_value, values_of
 
 SCHEMA_VERSION = 1
-SCHEMAS = ("report", "diff", "edits", "allow-list", "check-memory")
+SCHEMAS = ("report", "explain", "diff", "edits", "allow-list", "check-memory")
 
 compact = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 
@@ -43,25 +45,27 @@ def render_document(policy: Policy, images: Iterable[str]) -> Iterator[str]:
 
 def render_image(report: ImageReport) -> Iterator[str]:
     """One image's object, in pieces: one line per site and per key."""
-    image = report.image
-    source = image.name_source
+    return render_values(values_of(report))
+
+
+def render_values(image: ImageValues) -> Iterator[str]:
+    """The same of an image that need not be open any more."""
     head: dict[str, object] = {"path": shown(image.path)}
-    if report.sha256 is not None:
-        head["sha256"] = report.sha256
+    if image.sha256 is not None:
+        head["sha256"] = image.sha256
+    names = image.names
     head |= {
         "build_id": image.build_id,
-        "elf_type": elf64.TYPE_NAMES[image.elf_type],
+        "elf_type": image.elf_type,
         "machine": "x86_64",
-        "container": [layer.label for layer in image.layers],
-        "names": {"source": source.kind, "path": None if source.path is None else shown(source.path)},
+        "container": image.container,
+        "names": {"source": names.kind, "path": None if names.path is None else shown(names.path)},
     }
     yield compact(head)[:-1]
-    names = Names(image, report.sites, report.keys)
-    pairs = zip(report.sites, report.verdicts, strict=True)
-    yield from array_of("sites", (_site(report, names, *pair) for pair in pairs))
-    yield from array_of("keys", (_key(report, names, key) for key in report.keys))
-    yield f',"summary":{compact(_summary(report))}'
-    yield from array_of("findings", (_finding(report, finding) for finding in report.findings))
+    yield from array_of("sites", map(_site, image.sites))
+    yield from array_of("keys", map(_key, image.keys))
+    yield f',"summary":{compact(_summary(image.summary))}'
+    yield from array_of("findings", map(_finding, image.findings))
     yield "}"
 
 
@@ -75,47 +79,48 @@ def array_of(name: str, items: Iterable[dict[str, object]]) -> Iterator[str]:
     yield "]"
 
 
-def _site(report: ImageReport, names: Names, site: Site, verdict: Verdict) -> dict[str, object]:
-    key = report.located.key_of(site)
-    length = site.instruction.length
+def site_members(report: ImageReport, names: Names, site: Site, verdict: Verdict) -> dict[str, object]:
+    """What is told of a site, by the names that it has in JSON."""
+    return _site(site_value(report, names, site, verdict))
+
+
+def _site(site: SiteValue) -> dict[str, object]:
     return {
         "record": site.record,
-        "address": None if site.alignment else hexadecimal(site.address),
+        "address": hexadecimal(site.address),
         "section": site.section,
         "offset": site.offset,
         "file_offset": site.file_offset,
-        "function": names.function(site.address),
-        "key": key.name if key else None,
-        "trampoline": key.trampoline.label if key and key.trampoline else None,
+        "function": site.function,
+        "key": site.key,
+        "trampoline": site.trampoline,
         "tail": site.tail,
-        "form": site.instruction.form.value,
-        "bytes": report.image.in_file(site.file_offset, site.code).hex(),
-        "length": length,
-        "destination": names.destination(site),
-        "crosses_line": x86.crosses_anywhere(site.address, length, report.policy.line, site.alignment),
-        "verdict": verdict.answer.value,
-        "reason": verdict.reason,
+        "form": site.form.value,
+        "bytes": site.code.hex(),
+        "length": len(site.code),
+        "destination": site.destination,
+        "crosses_line": site.crosses_line,
+        "verdict": site.verdict.value,
+        "reason": site.reason,
         "sources": [source.value for source in site.sources],
-        **({"pinned": True} if Source.EDITS in site.sources else {}),
-        **({"placement": "predicted"} if report.image.predicted(site.address) else {}),
+        **({"pinned": True} if site.pinned else {}),
+        **({"placement": "predicted"} if site.predicted else {}),
     }
 
 
-def _key(report: ImageReport, names: Names, key: Key) -> dict[str, object]:
-    direct, others = report.summary.by_key.get(key.address, (0, 0))
+def _key(key: Key) -> dict[str, object]:
     return {
         "name": key.name,
-        "address": None if report.image.placement else hexadecimal(key.address),
-        "defined": not key.slot.elsewhere,
-        **({"defined_in": key.slot.definition.owner} if key.slot.definition else {}),
-        "func": None if report.located.kind_of(key) is TargetKind.NULL else names.function_of(key),
-        "trampoline": key.trampoline.label if key.trampoline else None,
-        "sites": direct + others,
+        "address": hexadecimal(key.address),
+        "defined": key.defined,
+        **({} if key.defined_in is None else {"defined_in": key.defined_in}),
+        "func": key.func,
+        "trampoline": key.trampoline,
+        "sites": key.sites,
     }
 
 
-def _summary(report: ImageReport) -> dict[str, object]:
-    summary = report.summary
+def _summary(summary: Summary) -> dict[str, object]:
     return {
         "sites": summary.sites,
         "direct": summary.direct,
@@ -123,16 +128,16 @@ def _summary(report: ImageReport) -> dict[str, object]:
         "undecided": summary.undecided,
         "crossing": summary.crossing,
         "forms": summary.forms,
-        "reasons": {reason: count for (_, reason), count in summary.reasons.items()},
+        "reasons": summary.reasons,
         "keys": summary.keys,
         **({} if summary.pinned is None else {"pinned": summary.pinned}),
     }
 
 
-def _finding(report: ImageReport, finding: Finding) -> dict[str, object]:
+def _finding(finding: Finding) -> dict[str, object]:
     return {
         "code": finding.code,
         "severity": finding.severity.value,
         "message": finding.message,
-        "address": None if report.image.placement else hexadecimal(finding.address),
+        "address": hexadecimal(finding.address),
     }

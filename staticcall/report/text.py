@@ -5,7 +5,7 @@ Plain text of stable columns, so that it can be compared and searched.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from staticcall.abi import elf64
 from staticcall.errors import printable
@@ -31,7 +31,7 @@ def render_text(report: ImageReport, *, verbose: bool = False) -> Iterator[str]:
 
 def _image(report: ImageReport, *, verbose: bool) -> Iterator[str]:
     summary = report.summary
-    yield from _head(report)
+    yield from head_of(report)
     if summary.sites:
         yield ""
         yield f"policy {report.policy.name.value}, cache line of {report.policy.line} bytes"
@@ -51,7 +51,8 @@ def _image(report: ImageReport, *, verbose: bool) -> Iterator[str]:
     yield from _findings(report.findings, verbose=verbose)
 
 
-def _head(report: ImageReport) -> Iterator[str]:
+def head_of(report: ImageReport) -> Iterator[str]:
+    """What the file is, in lines: its path, then what is known of it."""
     image, located, summary = report.image, report.located, report.summary
     yield shown(image.path)
     kind = f"  {elf64.TYPE_NAMES[image.elf_type]} x86_64"
@@ -107,17 +108,29 @@ def _reasons(report: ImageReport, answer: Answer) -> Iterator[str]:
 
 
 def _keys(report: ImageReport, *, verbose: bool) -> Iterator[str]:
+    shown, others = keys_of(report, verbose=verbose)
+    yield f"{'busiest keys' if others else 'keys':<40}{'sites':>9}{'direct':>9}   leads to"
+    for name, sites, direct, target in shown:
+        yield f"  {name:<38}{sites:>9,}{direct:>9,}   {target}"
+    if others:
+        yield f"  and {others:,} more (-v shows all)"
+
+
+def keys_of(report: ImageReport, *, verbose: bool) -> tuple[list[tuple[str, int, int, str]], int]:
+    """The keys with most sites, and how many more have some; all of them if `verbose`.
+
+    Of each its name, the number of its sites, how many of these go direct, and what it leads to.
+    """
     by_key = report.summary.by_key
     used = [(-sum(by_key[key.address]), key.name, key.address, key) for key in report.keys if key.address in by_key]
     used.sort()
     shown = [key for *_, key in (used if verbose else used[:_FEW_KEYS])]
-    yield f"{'keys' if len(shown) == len(used) else 'busiest keys':<40}{'sites':>9}{'direct':>9}   leads to"
     names = report.image.names_at(key.slot.value for key in shown)
+    lines = []
     for key in shown:
         direct, others = by_key[key.address]
-        yield f"  {key.name:<38}{direct + others:>9,}{direct:>9,}   {report.located.target_of(key, names).name}"
-    if len(shown) < len(used):
-        yield f"  and {len(used) - len(shown):,} more (-v shows all)"
+        lines.append((key.name, direct + others, direct, report.located.target_of(key, names).name))
+    return lines, len(used) - len(shown)
 
 
 def _advice(report: ImageReport) -> Iterator[str]:
@@ -133,11 +146,16 @@ def _findings(findings: tuple[Finding, ...], *, verbose: bool) -> Iterator[str]:
         return
     yield ""
     yield f"findings ({len(findings):,})"
-    shown = findings if verbose else findings[:_FEW_FINDINGS]
+    shown = few_of(findings, verbose=verbose)
     for finding in shown:
         yield f"  {finding.severity.value}: {finding.message} [{finding.code}]"
     if len(shown) < len(findings):
         yield f"  and {len(findings) - len(shown):,} more (-v shows all)"
+
+
+def few_of(findings: Sequence[Finding], *, verbose: bool) -> Sequence[Finding]:
+    """The findings that are shown: the first, or all of them if `verbose`."""
+    return findings if verbose else findings[:_FEW_FINDINGS]
 
 
 def render_plan(plan: Plan, *, verbose: bool = False) -> Iterator[str]:

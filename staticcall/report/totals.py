@@ -111,14 +111,14 @@ def _totals(title: str, survey: Survey, policy: Policy) -> Iterator[str]:
             yield f"{sites:>9,}{direct:>9,}{keys:>7,}{findings:>10,}   {path}"
         yield ""
     yield title
-    yield from _files(totals)
+    yield from about_files(totals)
     if totals.sites:
         yield ""
         yield f"policy {policy.name.value}, cache line of {policy.line} bytes"
         yield from _verdicts(totals)
         yield ""
         yield "forms"
-        for form, count in sorted(totals.forms.items(), key=_most_first):
+        for form, count in sorted(totals.forms.items(), key=most_first):
             yield _share(form, count, totals.sites)
         yield _share("(crossing a line)", totals.crossing, totals.sites)
         yield ""
@@ -132,7 +132,8 @@ def _totals(title: str, survey: Survey, policy: Policy) -> Iterator[str]:
     yield from _findings(totals)
 
 
-def _files(totals: Totals) -> Iterator[str]:
+def about_files(totals: Totals) -> Iterator[str]:
+    """What was read and found, in lines."""
     none = totals.read - totals.with_calls
     yield f"  {_counted(totals.read, 'file')} read: {totals.with_calls:,} with static calls, {none:,} without"
     others = [f"{_counted(totals.skipped, 'other file')} skipped"] if totals.skipped else []
@@ -151,7 +152,7 @@ def _verdicts(totals: Totals) -> Iterator[str]:
         reasons = {reason: count for (kind, reason), count in totals.reasons.items() if kind == answer.value}
         if reasons or answer is not Answer.UNDECIDED:
             yield _share(answer.value, sum(reasons.values()), totals.sites)
-            for reason, count in sorted(reasons.items(), key=_most_first):
+            for reason, count in sorted(reasons.items(), key=most_first):
                 yield f"    {reason:<26}{count:>11,}    {REASONS[reason]}"
 
 
@@ -161,22 +162,24 @@ def _findings(totals: Totals) -> Iterator[str]:
     count = sum(example.times for example in totals.findings.values())
     yield ""
     yield f"findings ({count:,})"
-    for (severity, code), example in sorted(totals.findings.items(), key=_worst_first):
+    for (severity, code), example in sorted(totals.findings.items(), key=worst_first):
         yield f"  {severity}: {example.times:,} {code}, as in {example.path}: {example.message}"
 
 
-def _worst_first(item: tuple[tuple[str, str], Example]) -> tuple[int, str]:
+def worst_first(item: tuple[tuple[str, str], Example]) -> tuple[int, str]:
+    """What sorts findings: the worst severity, then by code."""
     (severity, code), _ = item
     return _SEVERITIES.index(severity), code
 
 
-def _most_first(item: tuple[str, int]) -> tuple[int, str]:
+def most_first(item: tuple[str, int]) -> tuple[int, str]:
+    """What sorts counts: the most, then by name."""
     name, count = item
     return -count, name
 
 
 def _list(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{name} {count:,}" for name, count in sorted(counts.items(), key=_most_first))
+    return ", ".join(f"{name} {count:,}" for name, count in sorted(counts.items(), key=most_first))
 
 
 def _share(name: str, count: int, total: int) -> str:

@@ -23,8 +23,11 @@ POLICIES = ("lutomirski", "rel32", "block8", "torvalds", "kernel")
 Json = dict[str, Any]
 
 
+LOG = "staticcall: info: "
+
+
 class Outcome(NamedTuple):
-    """What a run came to: its exit code and all it wrote."""
+    """What a run came to: its exit code and all it wrote but the log of -v, whose seconds no two runs share."""
 
     code: int
     out: str
@@ -35,14 +38,19 @@ def staticcall(*arguments: str | Path) -> Outcome:
     out, err = io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err):
         code = run([str(argument) for argument in arguments])
-    return Outcome(code, out.getvalue(), err.getvalue())
+    return Outcome(code, out.getvalue(), without_log(err.getvalue()))
 
 
 def staticcall_process(*arguments: str | Path) -> Outcome:
     """The same in a process of its own, for what only shows there."""
     command = [sys.executable, "-m", "staticcall", *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False)
-    return Outcome(done.returncode, done.stdout, done.stderr)
+    return Outcome(done.returncode, done.stdout, without_log(done.stderr))
+
+
+def without_log(text: str) -> str:
+    """Standard error without the lines that -v logs."""
+    return "".join(line for line in text.splitlines(keepends=True) if not line.startswith(LOG))
 
 
 def succeed(*arguments: str | Path) -> str:

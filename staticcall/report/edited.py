@@ -1,0 +1,107 @@
+"""Before and after: the places that a patch changed, with the bytes and instructions that were and are there."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+
+from staticcall.abi import static_call, x86
+from staticcall.errors import printable
+from staticcall.model.change import Edit, EditKind
+from staticcall.model.form import Instruction
+from staticcall.model.report import ImageReport
+from staticcall.report.instructions import instruction_text
+
+_CODE: Final = (EditKind.SITE, EditKind.TRAMPOLINE)
+_POINTER_SIZE: Final = 8
+# More bytes than an instruction, a pointer or a relocation has are the rest of a file.
+_MOST_HEX: Final = 24
+
+
+class Place(NamedTuple):
+    """One edit: where, what it touches, and both states as bytes and in words."""
+
+    where: str
+    function: str
+    key: str
+    kind: str
+    old: str
+    old_text: str
+    new: str
+    new_text: str
+
+
+class Edited(NamedTuple):
+    """All edits of a file in its order, and how many of each kind made what of what, the most frequent first."""
+
+    places: tuple[Place, ...]
+    changes: tuple[tuple[str, str, str, int], ...]
+
+
+def edited_places(report: ImageReport) -> Edited:
+    """Before and after of the edits that made the image; empty where they are not known."""
+    if not report.edits:
+        return Edited((), ())
+    image = report.image
+    decoded = [(_decoded(edit, edit.old), _decoded(edit, edit.new)) for edit in report.edits]
+    pointers = {_pointer(data) for edit in report.edits for data in (edit.old, edit.new) if _is_pointer(edit, data)}
+    leads = {instruction.destination for pair in decoded for instruction in pair if instruction is not None}
+    names = image.names_at(pointers | {destination for destination in leads if destination is not None})
+    changes: Counter[tuple[str, str, str]] = Counter()
+    places = []
+    for edit, (old, new) in zip(report.edits, decoded, strict=True):
+        symbol = None if edit.address is None else image.symbols.containing(edit.address)
+        function = "" if symbol is None or edit.address is None else f"{symbol.name}+{edit.address - symbol.address:#x}"
+        before, after = _text(edit, edit.old, old, names), _text(edit, edit.new, new, names)
+        changes[edit.kind.value, _short(old), _short(new)] += 1
+        places.append(
+            Place(
+                where=f"file offset {edit.file_offset:#x}" if edit.address is None else f"{edit.address:#x}",
+                function=printable(function if edit.kind is EditKind.SITE else ""),
+                key=printable(edit.key),
+                kind=edit.kind.value,
+                old=_hex(edit.old),
+                old_text=printable(before),
+                new=_hex(edit.new),
+                new_text=printable(after),
+            )
+        )
+    return Edited(tuple(places), tuple((*change, count) for change, count in changes.most_common()))
+
+
+def _decoded(edit: Edit, code: bytes) -> Instruction | None:
+    if edit.kind not in _CODE or edit.address is None or not code:
+        return None
+    return x86.decode(code, edit.address)
+
+
+def _is_pointer(edit: Edit, data: bytes) -> bool:
+    return edit.kind is EditKind.KEY and len(data) == _POINTER_SIZE
+
+
+def _pointer(data: bytes) -> int:
+    return int.from_bytes(data, "little")
+
+
+def _text(edit: Edit, data: bytes, instruction: Instruction | None, names: Mapping[int, str]) -> str:
+    """What the bytes say."""
+    if instruction is not None:
+        leads = instruction.destination if instruction.slot is None else instruction.slot
+        name = "" if leads is None else names.get(leads) or f"{leads:#x}"
+        return instruction_text(instruction, data, name if instruction.slot is None else f"*{name}")
+    if _is_pointer(edit, data):
+        value = _pointer(data)
+        return f"leads to {names.get(value) or f'{value:#x}'}" if value else "leads to NULL"
+    if edit.kind is EditKind.RECORD and edit.address is not None and len(data) == static_call.RECORD_SIZE:
+        site, _ = static_call.RECORD.unpack(data)
+        return f"record of {edit.address + site & x86.ADDRESS_MASK:#x}"
+    return ""
+
+
+def _short(instruction: Instruction | None) -> str:
+    return "" if instruction is None else instruction.form.value
+
+
+def _hex(data: bytes) -> str:
+    return data.hex(" ") if 0 < len(data) <= _MOST_HEX else f"{len(data):,} bytes"

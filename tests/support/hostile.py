@@ -1,0 +1,45 @@
+"""Objects whose static calls have names that mean something to whoever shows them."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+# What a spreadsheet would take for a formula, what would break a table or a line, what HTML and Markdown obey.
+NAMES = (
+    "=1+2",
+    "+1",
+    "-1",
+    "@SUM(A1)",
+    "\ttab",
+    "'quoted",
+    'a"b',
+    "a,b",
+    "a b",
+    "=cmd|' /C calc'!A0",
+    "a|b",
+    "a`b``c",
+    "a\nb\r\nc",
+    "a\n| b |",
+    "</code></details><script>alert(1)</script>",
+    "![x](http://example.org/x.png)",
+    "**bold** @someone #1",
+    "\\",
+    "&amp;&#96;",
+    "\x1b[31mred",
+    "\u202eright\u2028to left",
+    "\u00fc\U0001f600",
+)
+
+
+def object_named(path: Path, name: str) -> Path:
+    """Make an object with a call and a jump to the trampoline of a static call of this name."""
+    source = ".text\n.globl __SCT__any\ncaller: call __SCT__any\n jmp __SCT__any\n"
+    subprocess.run(["as", "-o", path, "-"], input=source.encode(), check=True)
+    subprocess.run(["objcopy", "--redefine-sym", f"__SCT__any=__SCT__{name}", path], check=True)
+    return path
+
+
+def objects_named(folder: Path) -> dict[str, Path]:
+    """One object for each of the `NAMES`, by its name."""
+    return {name: object_named(folder / f"hostile{number}.o", name) for number, name in enumerate(NAMES)}

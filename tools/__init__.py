@@ -1,0 +1,1 @@
+"""What works on the repository rather than on ELF files."""
