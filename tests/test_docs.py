@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 import click
 import jsonschema
 import pytest
-import yaml  # type: ignore[import-untyped]  # it comes with mkdocs, which needs no stubs
+import yaml
 from playwright.sync_api import Browser, ViewportSize
 
 from staticcall.cli.main import cli
