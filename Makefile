@@ -104,7 +104,7 @@ bench: kernels ## the figures, each beside its peer
 man: setup ## the manual pages, into build/man
 	$(BIN)/python -m staticcall.cli.man build/man
 
-build: man ## the wheel and the source distribution, into dist
+build: setup ## the wheel and the source distribution, into dist
 	$(BIN)/python -m build --no-isolation --sdist --wheel .
 
 sbom: setup ## the software bill of materials of the locked versions, into dist

@@ -280,6 +280,19 @@ def _diff(random: Random, seed: Seed, content: bytes) -> Case:
     return case._replace(several=bool(seed.around))
 
 
+def _explain(random: Random, seed: Seed, content: bytes) -> Case:
+    """A key by one of its names, or whatever is at a place: sites lie close in small files."""
+    key, target = random.choice(seed.names.keys), random.choice(seed.names.targets)
+    place = f"{random.choice(('.text', '.text', 'main', target))}+{random.randrange(0x200):#x}"
+    questions = (key, key, f"__SCK__{key}", f"__SCT__{key}", place, place, place, random.choice(_STRANGE))
+    look, _ = _look(random, seed)
+    more = _some(random, ("-v",), ("--scan",))
+    undo = _some(random, ("--edits", UNDO), chance=0.5) if UNDO in seed.beside else []
+    form = random.choice(("text", "json"))
+    arguments = ("explain", "--format", form, *more, *undo, *look, BAD, "--", random.choice(questions))
+    return _case(f"explain, {form}", seed, content, *arguments, codes=(0, 2, 3, 4) if undo else (0, 2, 3))
+
+
 def _named_by(random: Random, seed: Seed, content: bytes) -> Case:
     """A kernel without names, and a damaged file that has them."""
     option = "--system-map" if seed.kind == "system map" else "--debug-file"
@@ -291,22 +304,23 @@ def _named_by(random: Random, seed: Seed, content: bytes) -> Case:
 
 
 _BY_KIND: Final[Mapping[Kind, Sequence[Operation]]] = {
-    "image": (_report, _report, _patch, _patch, _patch, _verify_itself, _allow_list),
-    "kernel": (_report, _report, _patch, _patch, _patch, _verify_itself, _allow_list),
-    "object": (_report, _report, _patch, _patch, _patch, _annotate, _verify_itself),
+    "image": (_report, _report, _patch, _patch, _patch, _verify_itself, _allow_list, _explain),
+    "kernel": (_report, _report, _patch, _patch, _patch, _verify_itself, _allow_list, _explain),
+    "object": (_report, _report, _patch, _patch, _patch, _annotate, _verify_itself, _explain),
     "plain": (_annotate, _annotate, _annotate, _report, _patch),
     "archive": (_annotate, _annotate, _report, _patch, _verify_itself),
-    "patched": (_verify, _verify, _revert),
+    "patched": (_verify, _verify, _revert, _explain),
     "undo": (_revert,),
     "options": (_patch_with,),
     "relocs": (_patch_with,),
     "vmlinux": (_patch_with,),
     "core": (_check_memory,),
-    "container": (_report, _report, _patch, _patch, _extract, _verify_itself, _verify, _diff),
+    "container": (_report, _report, _patch, _patch, _extract, _verify_itself, _verify, _diff, _explain),
     "members": (
         _inside(_report),
         _inside(_patch),
         _inside(_verify_itself),
+        _inside(_explain),
         _report_tree,
         _report_tree,
         _extract,

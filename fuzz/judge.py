@@ -235,6 +235,13 @@ def _entry() -> Callable[[Sequence[str]], int]:
 
 def _said(case: Case, code: int, out: str, err: str) -> Iterator[str]:
     """What is wrong with what was printed."""
+    if "-v" in case.arguments:
+        # What is done is logged there.
+        lines = err.splitlines(keepends=True)
+        logged = [line for line in lines if line.startswith("staticcall: info: ")]
+        if not all(line[:-1].isprintable() for line in logged):
+            yield f"unprintable log: {err[:500]!r}"
+        err = "".join(line for line in lines if line not in logged)
     if code in (0, 1):
         if err:
             yield f"standard error of a success: {err[:300]!r}"
@@ -253,7 +260,7 @@ def _said(case: Case, code: int, out: str, err: str) -> Iterator[str]:
 
 
 def _readable(case: Case, out: str) -> Iterator[str]:
-    if OUT not in case.outputs and out and case.operation.startswith("report"):
+    if OUT not in case.outputs and out and case.operation.startswith(("report", "explain")):
         try:
             if "json" in case.operation:
                 for document in out.splitlines() if "jsonl" in case.operation else [out]:

@@ -67,9 +67,8 @@ def _release(folder: Path) -> int:
 
 def _make(version: str, scratch: Path, steps: _Steps) -> tuple[Path, ...]:
     epoch = checks.commit_time(ROOT)
-    build.make_manual_pages(ROOT)
     made = build.build(ROOT, _new(scratch / "made"), epoch)
-    steps.done("manual pages, wheel and source distribution built from the tree")
+    steps.done("wheel and source distribution built from the tree")
     again = build.unpack(made.sdist, scratch / "source")
     build.require_same(made, build.build(again, _new(scratch / "again"), epoch), "when it is built from the sdist")
     steps.done("built again from the source distribution: the same bytes")

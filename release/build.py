@@ -34,13 +34,6 @@ def build(root: Path, folder: Path, epoch: str) -> Distributions:
     return Distributions(wheel, sdist)
 
 
-def make_manual_pages(root: Path) -> None:
-    """The pages that the distributions carry, made anew; those of a command that is gone go too."""
-    pages = root / "build/man"
-    shutil.rmtree(pages, ignore_errors=True)
-    python("-m", "staticcall.cli.man", pages, cwd=root)
-
-
 def publish(files: Iterable[Path], folder: Path) -> list[Path]:
     """Copy what was made into a folder, with its sums; a release that was there before goes, and nothing else."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,11 @@ def main() -> NoReturn:
         from staticcall.cli.entry import run  # noqa: PLC0415 - after the collector is off
 
         if isinstance(sys.stdout, io.TextIOWrapper):
+            if isinstance(sys.stdout.buffer, io.FileIO):
+                # PYTHONUNBUFFERED, by which Python loses what is behind a write that the system cut short.
+                encoding = sys.stdout.encoding
+                whole = io.BufferedWriter(sys.stdout.detach())
+                sys.stdout = io.TextIOWrapper(whole, encoding, line_buffering=True)
             # A name that the terminal's encoding does not have is shown as its numbers.
             sys.stdout.reconfigure(errors="backslashreplace")
         sys.exit(run(sys.argv[1:]))

@@ -232,7 +232,8 @@ def test_more_targets_can_be_named(program: Path) -> None:
 @pytest.mark.parametrize(
     ("target", "says"),
     [
-        ("scael=twice", "is scale meant?"),
+        ("scael=twice", "did you mean scale?"),
+        ("scale=thrise", "did you mean thrice?"),
         ("scale=nothing", "nothing"),
         ("scale", "KEY=FUNCTION"),
         ("=x", "KEY=FUNCTION"),

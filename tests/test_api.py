@@ -226,6 +226,15 @@ def test_values_cannot_be_changed(what: str, name: str, demo: Path) -> None:
         setattr(value, name, ())
 
 
+def test_values_can_be_members_of_a_set(demo: Path) -> None:
+    with staticcall.open(demo) as file:
+        values = (file.report(), file.plan(bind=True), file.report(), file.plan(bind=True))
+        other = file.report(policy="torvalds")
+
+    assert len({*values, other}) == 3
+    assert len({*values[0].sites, *values[2].sites}) == len(values[0].sites)
+
+
 def test_words_are_equal_to_their_text(demo: Path) -> None:
     with staticcall.open(demo) as file:
         site = file.report().sites[0]

@@ -91,6 +91,7 @@ WRONG: dict[str, tuple[Callable[[staticcall.File], object], type[Exception], str
     "build id": (lambda f: f.plan(bind=True, build_id="new"), staticcall.UsageError, "recompute"),
     "one pin": (lambda f: f.plan(pins="log"), TypeError, r"give \['log'\]"),
     "one force": (lambda f: f.plan(bind=True, force="type"), TypeError, r"give \['type'\]"),  # type: ignore[arg-type]
+    "pairs": (lambda f: f.plan([("log", "NULL")]), TypeError, "a mapping from names to names"),  # type: ignore[arg-type]
     "None": (lambda f: f.plan({"log": None}), TypeError, "NULL and RET0 are names"),  # type: ignore[dict-item]
     "bytes": (lambda f: f.verify(b"demo"), TypeError, "not bytes"),  # type: ignore[arg-type]
     "empty": (lambda f: f.plan(bind=True).apply(""), staticcall.UsageError, "without a name"),

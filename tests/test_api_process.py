@@ -10,6 +10,7 @@ import pkgutil
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -98,6 +99,17 @@ def test_files_are_closed(demo: Path) -> None:
     for use in (file.report, lambda: file.plan(bind=True), lambda: file.verify(demo), file.__enter__):
         with pytest.raises(ValueError, match="is closed"):
             use()
+
+
+def test_a_file_that_another_thread_closes_meanwhile_is_closed_and_not_changed(demo: Path) -> None:
+    """The thread was past the first look at whether it is open, and waited for its turn."""
+    with staticcall.open(demo) as file:
+        opened = file._open()
+    questions: tuple[Callable[[], object], ...] = (lambda: opened.values(opened.look), opened.check_unchanged)
+    with demo.open("rb"):  # which gets the number of the closed one
+        for question in questions:
+            with pytest.raises(ValueError, match="is closed"):
+                question()
 
 
 def test_who_forgets_to_close_a_file_is_told_and_it_is_closed(demo: Path) -> None:

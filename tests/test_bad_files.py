@@ -358,6 +358,20 @@ def test_an_output_that_would_replace_another_file_of_the_command_is_refused(cas
 # ---- standard streams ----
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_half_a_report_on_a_full_disk_is_an_error(unbuffered: str, work: Room) -> None:
+    done = subprocess.run(
+        ["sh", "-c", 'ulimit -f 1; exec "$0" -m staticcall report -v "$1" > half', sys.executable, work.good],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=work.folder,
+        env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+    )
+
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (INPUT, "staticcall: standard output: File too large")
+
+
 @pytest.mark.parametrize("redirection", [">/dev/full", ">/dev/full 2>/dev/full", "2>/dev/full", ">&-", "2>&-"])
 def test_streams_that_take_nothing_change_no_exit_code_of_an_error(redirection: str, work: Room) -> None:
     work.good.write_bytes(b"")

@@ -178,10 +178,11 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build("demo", tmp_path_factory.mktemp("demo"), kind="exec", extra=["-g"])
 
 
-@pytest.mark.parametrize("question", ["checksum", "__SCK__checksum", "__SCT__checksum", "key", "trampoline"])
+@pytest.mark.parametrize("question", ["checksum", "__SCK__checksum", "__SCT__checksum", "key", "trampoline", "inside"])
 def test_a_static_call_has_many_names(question: str, demo: Path) -> None:
     places = symbols(demo)
-    address = {"key": places["__SCK__checksum"], "trampoline": places["__SCT__checksum"] + 2}.get(question)
+    slot, home = places["__SCK__checksum"], places["__SCT__checksum"]
+    address = {"key": slot, "inside": slot + 7, "trampoline": home + 2}.get(question)
     key = explain(demo, question if address is None else f"{address:#x}")["key"]
 
     assert (key["name"], key["func"], key["type_source"]) == ("checksum", "checksum_plain", "DWARF")
@@ -244,6 +245,19 @@ def test_a_section_that_may_be_anywhere_is_told_as_such(made: objects.Objects) -
     starts = range(0, LINE, int(aligned[1]))
     assert all((start + one["offset"]) % LINE <= LINE - 5 for start in starts)
     assert "(what another file says)" in succeed("explain", path, one["key"])
+
+
+def test_kprobes_refuse_only_what_has_a_record(real: Vmlinux, tmp_path: Path) -> None:
+    patched, undo = tmp_path / "pinned", tmp_path / "undo.json"
+    path = small_kernels.build(tmp_path, "6.12.0", "PLACE=filled_call", source=CLAIMS)
+    assert "kprobes refuse" in succeed("explain", real.path, f"{real.calls[0].address:#x}")
+    succeed("patch", path, "--pin", "filled", "-o", patched, "--edits", undo, "--quiet")
+    place = f"{symbols(path)['filled_call']:#x}"
+
+    assert "kprobes refuse" in succeed("explain", path, place)
+    pinned = succeed("explain", patched, place, "--edits", undo)
+    assert "pinned" in pinned
+    assert "kprobes refuse" not in pinned
 
 
 def test_an_address_means_nothing_in_an_object(made: objects.Objects) -> None:

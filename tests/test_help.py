@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from staticcall.cli.command import Command, grouped
+from staticcall.cli.command import Command, grouped, settings_of_command
 from staticcall.cli.commands import COMMANDS
 from staticcall.cli.main import cli, command_named
 from staticcall.cli.man import examples
@@ -23,6 +23,7 @@ EXAMPLES = [
     for command, lines in (("", examples(cli)), *((name, examples(command_named(name))) for name in COMMANDS))
     for example in playground.commands(lines)
 ]
+OUTPUTS = {(name, option) for name in COMMANDS for option in ("output", "in-place", "format")}
 # Signing needs a key and the kernel's own program; tests/test_patch_signatures.py has both.
 ELSEWHERE = re.compile(r"--sign-with")
 
@@ -85,6 +86,26 @@ def test_options_are_in_the_same_groups_everywhere(name: str) -> None:
     assert sorted(shown) == sorted(set(shown))
     assert list(groups)[-1] == "General"
     assert groups["General"][-1].opts[-1] == "--help"
+
+
+@pytest.mark.parametrize(
+    ("word", "advice"), [("reprot", "did you mean report"), ("x" * 9, "--help lists all"), ("-", "--help")]
+)
+def test_a_command_that_there_is_not_is_one_line_with_advice(word: str, advice: str) -> None:
+    outcome = staticcall(word, "file")
+    assert (outcome.code, outcome.out, outcome.err.count("\n")) == (2, "", 1)
+    assert f"there is no command {word}, {advice}" in outcome.err
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_what_several_commands_have_is_said_in_the_same_words(name: str) -> None:
+    """But for what a command has to say otherwise."""
+    other = {("annotate", "verbose"), ("verify", "table"), ("patch", "edits"), ("revert", "edits"), *OUTPUTS}
+    said = settings_of_command(command_named(name))
+    for owner in COMMANDS:
+        for option, setting in settings_of_command(command_named(owner)).items():
+            if option in said and not {(name, option), (owner, option)} & other:
+                assert (said[option].help, said[option].choices) == (setting.help, setting.choices), (owner, option)
 
 
 def test_the_exit_codes_that_help_tells_are_those_of_the_program() -> None:

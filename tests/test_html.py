@@ -171,6 +171,28 @@ def test_before_and_after_are_the_edits_of_the_undo_file_as_objdump_reads_both_f
         assert row["new_text"] == said(kind, address, edit["new"], patched)
 
 
+def test_relocations_before_and_after_are_told_as_objdump_tells_them(tmp_path: Path) -> None:
+    source = Path(__file__).parents[1] / "fixtures" / "demo" / "demo.c"
+    before, after, undo = tmp_path / "demo.o", tmp_path / "patched.o", tmp_path / "undo.json"
+    subprocess.run(["gcc", "-std=c11", "-O2", "-fno-pie", "-c", "-o", before, source], check=True)
+    succeed("patch", before, "--set", "checksum=checksum_fast", "-o", after, "--edits", undo)
+    edits = [e for e in json.loads(undo.read_text("utf-8"))["edits"] if e["kind"] == "relocation"]
+
+    def listed(path: Path) -> set[str]:
+        run = subprocess.run(["objdump", "-r", path], capture_output=True, text=True, check=True)
+        found = re.findall(r"^[0-9a-f]{16} (R_\S+) +(\S+?)(?:([-+]0x)0*([0-9a-f]+))?$", run.stdout, re.MULTILINE)
+        return {f"{kind} {symbol}{sign}{addend}" for kind, symbol, sign, addend in found}
+
+    text = succeed("report", "--format", "html", "--edits", undo, "--fail-on", "never", after)
+    shown = [found.groupdict() for found in _EDIT.finditer(text) if found["kind"] == "relocation"]
+
+    assert len(shown) == len(edits) > 1
+    assert {row["old_text"] for row in shown} <= listed(before)
+    assert {row["new_text"] for row in shown} <= listed(after) | {"no relocation"}
+    assert any("checksum_plain" in row["old_text"] for row in shown)
+    assert any("checksum_fast" in row["new_text"] for row in shown)
+
+
 def test_sites_are_told_with_their_source_lines(tmp_path: Path) -> None:
     source, program = Path(__file__).parents[1] / "fixtures" / "demo" / "demo.c", tmp_path / "demo"
     subprocess.run(["gcc", "-std=c11", "-O2", "-g", "-fno-pie", "-no-pie", "-o", program, source], check=True)

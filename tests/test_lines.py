@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import struct
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import pytest
@@ -194,11 +194,59 @@ def test_lines_that_never_end_waste_no_time(case: str, folder: Path, tmp_path: P
     with open_image(whole) as image:
         section = image.section_named([".text"])
         assert section
-    lines, path = tmp_path / "lines", tmp_path / "bad"
-    lines.write_bytes(HOSTILE[case](section.address))
-    subprocess.run(["objcopy", "--update-section", f".debug_line={lines}", whole, path], check=True)
+    path = with_lines(HOSTILE[case](section.address), whole, tmp_path)
     with open_image(path) as image, at_most(SECONDS):
         source_lines(image, range(section.address, section.address + section.size))
+
+
+def with_lines(content: bytes, whole: Path, folder: Path) -> Path:
+    """A copy of a program with other lines."""
+    lines, path = folder / "lines", folder / "made"
+    lines.write_bytes(content)
+    subprocess.run(["objcopy", "--update-section", f".debug_line={lines}", whole, path], check=True)
+    return path
+
+
+def many_files(start: int, count: int) -> bytes:
+    """A row of the last of very many files, each of which takes a byte."""
+    tables = b"\x01\x01\x08\x01/\0" + b"\x01\x01\x08" + leb(count) + b"\0" * (count - 1) + b"x\0"
+    return program_of(tables, set_address(start) + b"\x04" + leb(count - 1) + b"\x01\x02\x01\0\1\1", 5)
+
+
+def leb(number: int) -> bytes:
+    return bytes((number >> shift & 0x7F) | 0x80 for shift in (0, 7, 14)) + bytes((number >> 21,))
+
+
+GOOD = b"\x01\x02\x05\0\1\1"
+FEW: dict[str, tuple[Callable[[int], bytes], int]] = {
+    "a row": (lambda start: program_of(OLD_TABLES, set_address(start) + GOOD), 5),
+    "no row before the first step": (lambda start: program_of(OLD_TABLES, set_address(start) + GOOD[1:]), 0),
+    "tables up to the end": (lambda start: program_of(b"\x01\x01\x0b\x0b" + set_address(start), b"", 5), 0),
+    "few files": (lambda start: many_files(start, 9), 1),
+    "more files than a source has": (lambda start: many_files(start, 1 << 20), 0),
+    "more files than all sources have": (
+        lambda start: b"".join(many_files(start + number, 60_000) for number in range(30)),
+        20,
+    ),
+    "more units than a program has": (
+        lambda start: bytes(4 << 20) + program_of(OLD_TABLES, set_address(start) + GOOD),
+        0,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", list(FEW))
+def test_what_no_compiler_makes_has_few_lines_or_none(case: str, folder: Path, tmp_path: Path) -> None:
+    whole = compiled(folder, "gcc", "-gdwarf-4")
+    with open_image(whole) as image:
+        section = image.section_named([".text"])
+        assert section
+    content, most = FEW[case]
+    path = with_lines(content(section.address), whole, tmp_path)
+    with open_image(path) as image:
+        found = source_lines(image, range(section.address, section.address + section.size))
+
+    assert min(most, 1) <= len(found) <= most
 
 
 def test_a_made_up_program_is_told_by_its_opcodes(folder: Path, tmp_path: Path) -> None:
@@ -217,9 +265,7 @@ def test_a_made_up_program_is_told_by_its_opcodes(folder: Path, tmp_path: Path) 
         + b"\x03\xfc\xff\xff\xff\x0f\x02\x03\x01"  # a line that no source has
         + b"\x02\x01\0\1\1"
     )
-    lines, path = tmp_path / "lines", tmp_path / "made"
-    lines.write_bytes(program_of(b"sub\0\0one.c\0\0\0\0two.c\0\1\0\0\0", code))
-    subprocess.run(["objcopy", "--update-section", f".debug_line={lines}", whole, path], check=True)
+    path = with_lines(program_of(b"sub\0\0one.c\0\0\0\0two.c\0\1\0\0\0", code), whole, tmp_path)
     with open_image(path) as image:
         found = source_lines(image, range(base, base + 40))
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from itertools import count
+from pathlib import Path
 from threading import Event, active_count
 
 import pytest
 
 from staticcall.cli import progress
+from staticcall.cli.entry import run
 from staticcall.cli.outcome import complain, say, watched
 from staticcall.cli.progress import Progress, waiting
 from staticcall.pipeline.trace import doing
+from tests.support.programs import Builder
 from tests.support.terminal import on_screen, plain
 from tests.support.toolchain import TIMEOUT_SECONDS
 
@@ -21,16 +24,21 @@ from tests.support.toolchain import TIMEOUT_SECONDS
 class Terminal(io.StringIO):
     """A terminal that tells when it has been shown something."""
 
-    def __init__(self) -> None:
+    def __init__(self, encoding: str = "utf-8") -> None:
         super().__init__()
+        self.known = encoding
         self.wanted = ""
         self.seen = Event()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]  # of a StringIO it cannot be set
+        return self.known
 
     def isatty(self) -> bool:
         return True
 
     def write(self, text: str) -> int:
-        length = super().write(text)
+        length = super().write(text.encode(self.known, "backslashreplace").decode(self.known))
         if self.wanted and self.wanted in self.getvalue():
             self.seen.set()
         return length
@@ -70,6 +78,26 @@ def test_a_long_run_says_how_many_files_are_done_and_wipes_that_in_the_end(monke
     places = [written.index(f"{done} of 1,234 files") for done in (2, 3, 6)]
     assert places == sorted(places)
     assert not any(on_screen(written))
+
+
+@pytest.mark.parametrize("options", [(), ("-j", "2")], ids=["one", "two"])
+def test_a_difference_of_trees_says_how_many_files_are_done(
+    built: Builder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(progress, "_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "_AGAIN", 0.0)
+    for name in ("one", "two"):
+        (tmp_path / name).write_bytes(built("calls", "exec").read_bytes())
+
+    with redirect_stderr(Terminal()) as terminal, redirect_stdout(io.StringIO()) as out:
+        assert run(["diff", *options, str(tmp_path), str(tmp_path)]) == 0
+    assert "2 of 2 files" in terminal.getvalue()
+    assert "no difference: 2 images" in out.getvalue()
+    assert not any(on_screen(terminal.getvalue()))
+
+    with redirect_stderr(Terminal()) as terminal, redirect_stdout(io.StringIO()):
+        assert run(["diff", *options, "--quiet", str(tmp_path), str(tmp_path)]) == 0
+    assert terminal.getvalue() == ""
 
 
 def test_nothing_is_said_in_the_first_second(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,9 +155,9 @@ def test_the_cursor_is_left_alone_for_nobody_brings_it_back_after_a_kill(monkeyp
 
 
 @contextmanager
-def long_run(name: str = "file") -> Iterator[Terminal]:
+def long_run(name: str = "file", encoding: str = "utf-8") -> Iterator[Terminal]:
     """A run on one file, whose first second is over."""
-    terminal = Terminal()
+    terminal = Terminal(encoding)
     with pytest.MonkeyPatch.context() as patched, redirect_stderr(terminal):
         patched.setattr(progress, "_SECONDS", 0.0)
         with waiting(name):
@@ -203,3 +231,37 @@ def test_the_line_is_in_colour_only_where_that_is_wanted(monkeypatch: pytest.Mon
         terminal.wait_for("reading")
     assert plain(terminal.getvalue().replace("\x1b[2K", "").replace("\x1b[1A", ""))
     assert "\x1b[3" not in terminal.getvalue()
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+@pytest.mark.parametrize("name", ["vmlinux-" + "6.12" * 60, "\u6771\u4eac" * 60, "\u044f\u0434\u0440\u043e" * 60])
+def test_a_name_without_room_leaves_room_for_what_is_done(
+    monkeypatch: pytest.MonkeyPatch, name: str, encoding: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    with long_run(name, encoding) as terminal:
+        terminal.wait_for("...: reading ")
+        first, *more = filter(None, on_screen(terminal.getvalue().rsplit("\r", 1)[-1], 40))
+        assert more == [], "a second line is never wiped"
+        assert first[-1].isdigit(), "for how long"
+        doing("reading back what was packed")
+        terminal.wait_for("...: reading back what was")
+
+    assert not any(on_screen(terminal.getvalue(), 40))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_the_count_of_files_keeps_to_one_line(monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    written = shown(monkeypatch, Terminal(encoding), 2)
+
+    assert "6 of 1,234 files" in written
+    assert all(len(list(filter(None, on_screen(part, 40)))) <= 1 for part in written.split("\r"))
+    assert not any(on_screen(written, 40))
+
+
+@pytest.mark.parametrize("columns", ["1", "39"])
+def test_nothing_is_said_where_there_is_no_room_for_it(monkeypatch: pytest.MonkeyPatch, columns: str) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+
+    assert shown(monkeypatch, Terminal(), 2) == ""

@@ -15,7 +15,7 @@ from staticcall.errors import printable
 from staticcall.model.reasons import REASONS
 from staticcall.model.sites import Policy
 from staticcall.report.markdown import render_document
-from tests.support.hostile import NAMES, objects_named
+from tests.support.hostile import NAMES, objects_named, twins
 from tests.support.markdown import Page, read_page
 from tests.support.objects import Objects
 from tests.support.programs import Builder
@@ -97,6 +97,39 @@ def test_findings_are_told_worst_first(fixture: str, built: Builder) -> None:
         assert f"{count} {severity}" in next(title for title in read_page(text).titles if "Findings" in title)
 
 
+def test_keys_of_one_name_keep_their_own_rows(tmp_path: Path) -> None:
+    """Two of one file, of which each leads elsewhere; together they would have more sites than the third."""
+    program = twins(tmp_path)
+    (image,) = report_document(program)["images"]
+    text = markdown(program)
+    _, keys = read_page(text).tables
+
+    assert [(key["name"], key["sites"]) for key in image["keys"]] == [("twin", 2), ("twin", 2), ("other", 3)]
+    assert keys[1:] == [["other", "3", "3", "third"], ["twin", "2", "2", "first"], ["twin", "2", "2", "second"]]
+    assert "3 keys have sites" in text
+
+
+@pytest.mark.parametrize("count", [1, 7])
+def test_files_that_cannot_be_read_are_told(count: int, built: Builder, tmp_path: Path) -> None:
+    """A summary that says nothing of them looks like one of all files."""
+    program = built("calls", "exec")
+    missing = [tmp_path / f"mis`s*ing*{number}" for number in range(count)]
+    outcome = staticcall("report", "--format", "markdown", *missing, program)
+    page = read_page(outcome.out)
+
+    assert outcome.code == 3
+    assert f"Could not be read: {count} file{'s' * (count > 1)}" in page.titles
+    assert [f"staticcall: {item}" for item in page.items[: min(count, 5)]] == outcome.err.splitlines()[:5]
+    assert ("and 2 more" in outcome.out) == (count == 7)
+    assert page.tables == read_page(markdown(program)).tables
+    assert harmless(page)
+
+    alone_text = staticcall("report", "--format", "markdown", missing[0]).out
+    alone = read_page(alone_text)
+    assert alone.titles == ["Static calls in 0 files", "Could not be read: 1 file"]
+    assert "No findings" not in alone_text
+
+
 @pytest.mark.parametrize("jobs", ["1", "2"])
 def test_several_files_are_added_up(jobs: str, built: Builder, made: Objects, tmp_path: Path) -> None:
     archive, none = tmp_path / "lib.a", tmp_path / "none.o"
@@ -172,7 +205,7 @@ def worst(number: int) -> str:
         "build_id": None,
         "counts": {"sites": 10**9, "direct": 10**8, "crossing": 10**9, "keys": 10**6},
         "reasons": [["trampoline", reason, 10**9] for reason in REASONS],
-        "keys": [[f"{other:03}{number:03}{bad}", 10**6, 10**6] for other in range(100)],
+        "keys": [[f"{other:03}{number:03}{bad}", 10**6, 10**6] for other in range(20)],
         "targets": [bad] * 10,
         "findings": [
             {"error": 10**6, "warning": 10**6, "note": 10**6},

@@ -16,7 +16,8 @@ import pytest
 from staticcall.model.findings import FINDINGS
 from staticcall.model.reasons import DIRECT_REASONS, REASONS
 from staticcall.report import sarif as renderer
-from tests.support.hostile import objects_named
+from tests.support.containers import through
+from tests.support.hostile import object_named, objects_named
 from tests.support.objects import Objects
 from tests.support.programs import Builder
 from tests.support.sarif import notes_on_sites, parse_sarif, sarif
@@ -82,12 +83,15 @@ def test_the_schema_refuses_what_is_wrong(demo: Path) -> None:
             parse_sarif(text.replace(good, bad))
 
 
-def test_findings_come_before_notes_on_sites(built: Builder) -> None:
-    run = sarif(*NONE_DIRECT, built("broken/duplicate", "exec"))
-    about_sites = ["verdict" in one["properties"] for one in run["results"]]
+def test_the_worst_comes_first_whatever_file_it_is_in(built: Builder) -> None:
+    """Findings by severity, and then notes on sites: what is left out where there is too much is the end."""
+    programs = [built(f"broken/{name}", "exec") for name in ("unrecorded", "duplicate", "stale_site")]
+    run = sarif("--scan", *NONE_DIRECT, *programs)
+    levels = ["error", "warning", "note"]
+    kinds = [3 if "verdict" in one["properties"] else levels.index(one["level"]) for one in run["results"]]
 
-    assert about_sites == sorted(about_sites)
-    assert set(about_sites) == {False, True}
+    assert kinds == sorted(kinds)
+    assert set(kinds) >= {0, 1, 3}
 
 
 def test_there_is_a_rule_for_every_reason_and_every_finding(demo: Path) -> None:
@@ -258,11 +262,10 @@ def test_more_results_than_services_take_are_left_out_and_counted(
 ) -> None:
     program = built("broken/duplicate", "exec")
     every = sarif(*NONE_DIRECT, program)
-    findings = len(every["results"]) - len(notes_on_sites(every))
     monkeypatch.setattr(renderer, "MOST_RESULTS", most)
     run = sarif(*NONE_DIRECT, program)
 
-    assert run["results"] == every["results"][: max(most, findings)]
+    assert run["results"] == every["results"][:most]
     left_out = len(every["results"]) - len(run["results"])
     told = [one["message"]["text"] for one in run["invocations"][0]["toolExecutionNotifications"]]
     assert [text.split()[0] for text in told] == ([str(left_out)] if left_out else [])
@@ -285,6 +288,30 @@ def test_a_compressed_file_has_no_offsets_of_what_is_inside(made: Objects, tmp_p
     assert "length" not in run["artifacts"][0]
     assert notes_on_sites(run)
     assert all("region" not in one["locations"][0]["physicalLocation"] for one in notes_on_sites(run))
+
+
+def test_a_member_is_never_where_its_name_would_lead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inner = tmp_path / "outer" / "inner"
+    (inner / "a)").mkdir(parents=True)
+    object_named(tmp_path / "main.c", "any")
+    monkeypatch.chdir(tmp_path)
+    for name in ("../../main.c", "a)/../../../main.c"):
+        packed = through(("cpio", "--quiet", "-o", "-H", "newc"), name.encode(), inner)
+        Path("packed.cpio").write_bytes(packed)
+        run = sarif("packed.cpio")
+        (artifact,) = run["artifacts"]
+        uri = unquote_to_bytes(artifact["location"]["uri"]).decode()
+
+        assert uri == f"packed.cpio({name.replace('../', '')})"
+        assert run["results"]
+        assert {one["locations"][0]["physicalLocation"]["artifactLocation"]["uri"] for one in run["results"]} == {uri}
+
+
+def test_a_place_without_a_function_is_its_section(tmp_path: Path) -> None:
+    notes = notes_on_sites(sarif("--scan", object_named(tmp_path / "any.o", "any")))
+
+    assert notes
+    assert all(one["locations"][0]["logicalLocations"] == [{"name": ".text", "kind": "section"}] for one in notes)
 
 
 def test_a_kernel_s_sites_are_in_its_sources(vmlinux_612: Path) -> None:
@@ -314,6 +341,9 @@ def test_a_name_is_text_whatever_it_holds(tmp_path: Path) -> None:
     messages = {one["message"]["text"] for one in run["results"]}
     told = {text[0].lower() + text[1:-1] for text in messages}
     assert {finding["message"] for image in images for finding in image["findings"]} <= told
+    # What would be a link (3.11.6) is none; the name is whole elsewhere.
+    assert "](" not in "".join(messages)
+    assert {one["properties"]["key"] for one in notes_on_sites(run)} == paths.keys()
 
 
 def test_the_log_goes_into_a_file(demo: Path, tmp_path: Path) -> None:

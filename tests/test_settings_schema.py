@@ -12,7 +12,7 @@ import jsonschema
 import pytest
 
 from staticcall.cli.command import settings_of_command
-from staticcall.cli.commands import COMMANDS, QUICK
+from staticcall.cli.commands import COMMANDS, QUICK, WITH_SETTINGS
 from staticcall.cli.main import command_named
 from staticcall.cli.settings import SHARED, Setting, defaults_from, line_of, settings_of, why_not
 from staticcall.cli.texts import SETTINGS_EXAMPLE
@@ -23,7 +23,18 @@ from tests.support.tool import schema
 
 def bad(setting: Setting) -> list[Any]:
     """Values that it does not take."""
-    values: list[Any] = [1.5, 0, -1, "", {"key": 3}, [3], [[]], {"key": ""}, 1 << 70 if setting.kind != "count" else 0]
+    values: list[Any] = [
+        1.5,
+        0,
+        -1,
+        "",
+        {"key": 3},
+        [3],
+        [[]],
+        {"key": ""},
+        {"a=b": "c"},
+        1 << 70 if setting.kind != "count" else 0,
+    ]
     if setting.kind != "flag":
         values += [True, [True]]
     if setting.kind == "choice" or (setting.kind == "count" and setting.choices):
@@ -37,6 +48,19 @@ SETTABLE = [
     for setting in settings_of_command(command_named(command)).values()
     if not why_not(command, setting.name)
 ]
+
+
+def test_the_commands_that_take_settings_are_those_with_something_to_set() -> None:
+    assert {command for command, _ in SETTABLE} == set(WITH_SETTINGS)
+
+
+@pytest.mark.parametrize("name", sorted({*COMMANDS} - {*WITH_SETTINGS}))
+def test_a_table_for_a_command_without_settings_is_unknown(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "staticcall.toml"
+    path.write_text(f"[{name}]\nshell = 'bash'\n")
+    assert not jsonschema.Draft202012Validator(schema("config")).is_valid(tomllib.loads(path.read_text()))
+    with pytest.raises(UsageError, match=f"unknown name {name}"):
+        defaults_from(str(path), "report", settings_of_command(command_named("report")))
 
 
 @pytest.mark.parametrize(("command", "setting"), SETTABLE, ids=lambda case: getattr(case, "name", case))
@@ -58,7 +82,7 @@ def test_the_schema_and_the_program_agree(command: str, setting: Setting, tmp_pa
 
 def as_toml(value: Any) -> str:
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{key} = {as_toml(one)}" for key, one in value.items()) + "}"
+        return "{" + ", ".join(f"{json.dumps(key)} = {as_toml(one)}" for key, one in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ", ".join(map(as_toml, value)) + "]"
     return json.dumps(value)

@@ -77,6 +77,14 @@ def test_a_terminal_is_in_colour_unless_it_or_its_user_says_no(
     fits(shown.written.replace("\r\n", "\n"), 80)
 
 
+@pytest.mark.parametrize("columns", ["9" * 5000, "0", "-5", "\u0661"])
+def test_a_width_that_is_none_is_left_to_the_terminal(calls: Path, columns: str) -> None:
+    shown = at_terminal("report", calls, columns=70, rows=200, env={"COLUMNS": columns})
+
+    assert shown.code == 0
+    fits(shown.written.replace("\r\n", "\n"), 70)
+
+
 # ---- in a pipe ----
 
 
@@ -267,3 +275,22 @@ def test_bars_are_ascii_where_the_terminal_knows_no_more() -> None:
     assert Canvas(Terminal(80)).bar(1, 2) == "\u2588" * 10
     assert Canvas(Terminal(80)).bar(1, 100_000) == "\u2588", "what there is of can be seen"
     assert Canvas(Terminal(60)).bar(1, 2) == ""
+
+
+def test_names_are_ascii_where_the_terminal_knows_no_more() -> None:
+    canvas = Canvas(Terminal(60, unicode=False))
+    canvas.heading("\u6771\u4eac" * 6)
+    canvas.table((Column("name"), Column("sites", number=True)), [("\u044f\u0434" * 6, "1"), ("\u044f\u0434" * 9, "2")])
+
+    assert str(canvas).isascii()
+    fits(str(canvas), 60)
+    assert "\\u6771\\u4eac" in str(canvas)
+
+
+def test_a_very_long_name_is_folded_as_any() -> None:
+    name, canvas = "\u6771" * 200_000, Canvas(Terminal(60))
+    canvas.words(name, indent=2, hang=4)
+
+    text = str(canvas)
+    fits(text.replace("\u6771", "xx"), 60)
+    assert "".join(text.split()) == name

@@ -1,4 +1,4 @@
-"""The tutorials of the site, done as a new user would: each command is copied from the page and run in a new folder."""
+"""The tutorials of the site and a how-to, done as a new user would: each command is copied and run in a new folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.toolchain import TIMEOUT_SECONDS
 
 Bringer = Callable[[Path], None]
 
-_TUTORIALS = ("tutorials/program.md", "tutorials/kernel.md")
+_PAGES = ("tutorials/program.md", "tutorials/kernel.md", "howto/explain.md")
 
 
 @pytest.fixture
@@ -65,6 +65,11 @@ def _run(page: str, step: Step, folder: Path, variables: Mapping[str, str]) -> N
 def test_the_tutorial_for_a_program_works_as_it_stands(folder: Path) -> None:
     need("cc", "cmp")
     assert _follow("tutorials/program.md", folder, {}) > 15
+
+
+def test_a_site_is_explained_and_made_direct_as_the_page_says(folder: Path) -> None:
+    need("cc")
+    assert _follow("howto/explain.md", folder, {}) > 7
 
 
 @pytest.mark.kernel
@@ -141,8 +146,8 @@ def test_what_nobody_would_run_is_no_part_of_a_page(tmp_path: Path, text: str) -
 
 
 def test_only_the_installation_of_packages_is_not_run() -> None:
-    brought = {page: [step.stand_in for step in steps(page) if step.stand_in] for page in _TUTORIALS}
-    assert brought == {"tutorials/program.md": [], "tutorials/kernel.md": ["kernel"]}
+    brought = {page: [step.stand_in for step in steps(page) if step.stand_in] for page in _PAGES}
+    assert brought == {"tutorials/program.md": [], "tutorials/kernel.md": ["kernel"], "howto/explain.md": []}
 
 
 _SHOWN = Step(1, command="x", shown="at first 21\n...\n  7,131 sites, 90.6 %\nends ...\n")

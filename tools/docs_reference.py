@@ -87,9 +87,8 @@ def _option(option: click.Option, context: click.Context) -> tuple[str, str]:
     record = option.get_help_record(context)
     names = ", ".join(f"`{name}`" for name in (*option.opts, *option.secondary_opts))
     assert record is not None
-    count = isinstance(option.type, click.IntRange) and option.metavar is None
-    value = "" if option.is_flag or option.count else f" `{'N' if count else option.make_metavar(context)}`"
-    return names + value, _escaped(" ".join(record[1].replace("; x>=1]", "]").replace("[x>=1]", "").split()))
+    value = "" if option.is_flag or option.count else f" `{option.make_metavar(context)}`"
+    return names + value, _escaped(" ".join(record[1].split()))
 
 
 # ---- tables ----

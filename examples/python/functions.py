@@ -47,6 +47,8 @@ def _function(site: staticcall.Site) -> str:
 
 def main() -> None:
     """Write the table of the file that the command line names."""
+    if len(sys.argv) != 2:
+        sys.exit("usage: functions.py FILE")
     try:
         table = list(rows(sys.argv[1]))
     except staticcall.StaticcallError as error:

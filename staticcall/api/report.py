@@ -66,7 +66,7 @@ class Report:
     keys: tuple[Key, ...]
     trampolines: tuple[Trampoline, ...]
     findings: tuple[Finding, ...]
-    summary: Summary
+    summary: Summary = field(hash=False)  # it has mappings
     _origin: Origin = field(compare=False)
 
     def to_json(self) -> str:

@@ -70,6 +70,8 @@ def _word(words: type[_Word], what: str, name: str) -> _Word:
 
 def wanted_targets(sets: Mapping[str, str] | None) -> tuple[tuple[str, str], ...]:
     """Keys and targets by their names; raises `TypeError` for anything else."""
+    if sets is not None and not isinstance(sets, Mapping):
+        raise TypeError(f"sets is a mapping from names to names, not {type(sets).__name__}: {{'KEY': 'TARGET'}}")
     pairs = tuple((sets or {}).items())
     for pair in pairs:
         if not all(isinstance(name, str) for name in pair):

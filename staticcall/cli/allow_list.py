@@ -16,7 +16,7 @@ from staticcall.pipeline.integrity import allowed_in, render_allow_list
 
 @click.command("allow-list", cls=Command)
 @click.argument("file", type=INPUT_FILE)
-@click.option("--output", type=INPUT_FILE, help="Write to a file instead of standard output.")
+@click.option("-o", "--output", type=INPUT_FILE, help="Write to a file instead of standard output.")
 @click.option("--table", metavar="START:STOP", help="Where the records are: addresses in hex, or symbols.")
 @target_option
 @version_option

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from staticcall.cli.outcome import complain, counted, say, watched
-from staticcall.cli.quick import Option
+from staticcall.cli.quick import JOBS, QUIET, VERBOSE, Option
 from staticcall.pipeline.annotate import Order, annotate_files, order_of, outputs_of
 
 NAME = "annotate"
@@ -23,9 +23,9 @@ OPTIONS = (
         metavar="NAME",
     ),
     Option(("--module",), "module", "flag", "Record a key without a symbol by its trampoline.", default=False),
-    Option(("-j", "--jobs"), "jobs", "count", "Files at a time.", default=1),
-    Option(("-v", "--verbose"), "verbose", "flag", "Show every record.", default=False),
-    Option(("--quiet",), "quiet", "flag", "Print nothing but errors.", default=False),
+    JOBS,
+    VERBOSE._replace(help="Show every record, and log what is done."),
+    QUIET,
 )
 
 HELP = """Give objects (.o, .a) their .static_call_sites.

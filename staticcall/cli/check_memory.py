@@ -27,7 +27,7 @@ from staticcall.pipeline.integrity import checked_in, is_bad, render_inspection,
 @click.option("--core", type=INPUT_FILE, required=True, help="The memory: an ELF core, /proc/kcore, or QEMU's dump.")
 @click.option("--slide", metavar="HEX", help="How far the image was moved; without it that is found.")
 @form_option
-@click.option("--output", type=INPUT_FILE, help="Write to a file instead of standard output.")
+@click.option("-o", "--output", type=INPUT_FILE, help="Write to a file instead of standard output.")
 @click.option("--table", metavar="START:STOP", help="Where the records are: addresses in hex, or symbols.")
 @target_option
 @fail_on_option

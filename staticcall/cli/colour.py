@@ -9,6 +9,7 @@ from staticcall.model.terminal import Terminal
 
 _COLUMNS, _ROWS = 80, 24
 _NARROWEST, _WIDEST = 60, 250
+_MOST_DIGITS = 5
 
 
 def wants_colour(stream: TextIO | None) -> bool:
@@ -43,5 +44,7 @@ def size_of(stream: TextIO) -> tuple[int, int]:
     except (OSError, ValueError):
         own = os.terminal_size((0, 0))
     given = (os.environ.get("COLUMNS", ""), os.environ.get("LINES", ""))
-    columns, rows = (int(text) if text.isascii() and text.isdigit() else 0 for text in given)
+    columns, rows = (
+        int(text) if text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS else 0 for text in given
+    )
     return columns or own.columns or _COLUMNS, rows or own.lines or _ROWS

@@ -8,9 +8,10 @@ from typing import Any, Final
 import click
 from click.shell_completion import CompletionItem
 
+from staticcall.cli.commands import WITH_SETTINGS
 from staticcall.cli.found import settings_file
 from staticcall.cli.quick import NO_CONFIG
-from staticcall.cli.settings import Setting, defaults_from, long_name, tell, why_not
+from staticcall.cli.settings import Setting, defaults_from, long_name, tell
 
 _COLUMN = 30
 _FILE = "staticcall.settings_file"
@@ -28,12 +29,18 @@ GROUPS: Final[Mapping[str, tuple[str, ...]]] = {
 }
 
 
-class Count(click.IntRange):
+class Count(click.types.IntParamType):
     """A number of 1 or more; where it has to be one of `choices`, they complete."""
 
     def __init__(self, choices: tuple[str, ...] = ()) -> None:
-        super().__init__(min=1)
         self.choices = choices
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The number; what it has to be besides, the command says."""
+        number: int = super().convert(value, param, ctx)
+        if number < 1:
+            self.fail(f"{number} is not a number of 1 or more.", param, ctx)
+        return number
 
     def shell_complete(
         self,
@@ -50,7 +57,7 @@ class Command(click.Command):
 
     def __init__(self, *args: Any, **values: Any) -> None:
         super().__init__(*args, **values)
-        if not any(why_not(self.name or "", setting) is None for setting in settings_of_command(self)):
+        if self.name not in WITH_SETTINGS:
             return
         no_config = click.Option(
             [*NO_CONFIG.names, NO_CONFIG.key],
@@ -61,6 +68,10 @@ class Command(click.Command):
             help=NO_CONFIG.help,
         )
         self.params.append(no_config)
+
+    def get_short_help_str(self, limit: int = 80) -> str:
+        """The first sentence; a shell shows it whole beside the command."""
+        return super().get_short_help_str(limit)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options, group by group."""
@@ -119,8 +130,8 @@ def _setting_of(option: click.Option) -> Setting:
         kind = "flag"
     elif isinstance(option.type, click.Choice):
         kind, choices = "choice", tuple(map(str, option.type.choices))
-    elif isinstance(option.type, click.IntRange):
-        kind, choices = "count", getattr(option.type, "choices", ())
+    elif isinstance(option.type, Count):
+        kind, choices = "count", option.type.choices
     elif isinstance(option.type, click.Path):
         kind = "path"
     pairs = option.multiple and "=" in (option.metavar or "")

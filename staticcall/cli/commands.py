@@ -14,5 +14,7 @@ COMMANDS = (
     "schema",
     "completion",
 )
+# Those with an option that a settings file may give; the others print what the program knows by itself.
+WITH_SETTINGS = COMMANDS[:-2]
 # What a build runs by the thousand; see `staticcall.cli.quick`.
 QUICK = ("report", "annotate")

@@ -61,6 +61,13 @@ def _line(item: CompletionItem[str], option: str, begun: int, value: str) -> str
     return f"{item.type}\t{option}{text}\t{help_ if len(help_) <= _HELP else help_[: _HELP - 3] + '...'}\n"
 
 
+def answer(shell: str) -> str:
+    """What a shell is told about the line that the environment holds."""
+    answering = _Shell(cli, {}, "staticcall", COMPLETE)
+    answering.name = shell  # type: ignore[misc]  # one class for all shells: their differences are in the scripts
+    return answering.complete()
+
+
 def complete(shell: str) -> int:
     """Answer a shell; returns the exit code."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
@@ -69,10 +76,8 @@ def complete(shell: str) -> int:
         signal.setitimer(timer, seconds)
     if shell not in SCRIPTS:
         return 1
-    answering = _Shell(cli, {}, "staticcall", COMPLETE)
-    answering.name = shell  # type: ignore[misc]  # one class for all shells: their differences are in the scripts
     try:
-        say(answering.complete())
+        say(answer(shell))
         sys.stdout.flush()
     except Exception:
         return 1

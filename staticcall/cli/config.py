@@ -14,12 +14,12 @@ pv_sched_clock = "native_sched_clock"
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from staticcall.errors import InputError, UsageError
+from staticcall.cli.settings import parse
+from staticcall.errors import UsageError
 from staticcall.model.sites import Policy, PolicyName
 from staticcall.pipeline.look import NO_LINE, Look, is_line
 from staticcall.pipeline.patch import FORCE_TYPE, FORCEABLE, Wishes, read_whole
@@ -39,12 +39,7 @@ _TYPES: Mapping[str, type] = {
 def read_config(path: Path, look: Look, wishes: Wishes, given: Collection[str]) -> tuple[Look, Wishes]:
     """Complete what the command line asked for by what the file says; `given` are the options it named."""
     content = read_whole(path)
-    try:
-        values = tomllib.loads(content.decode("utf-8"))
-    except RecursionError as error:
-        raise InputError("is nested too deeply", path=path, advice="see the manual for what it may hold") from error
-    except ValueError as error:  # of TOML, of UTF-8, or of a number with thousands of digits
-        raise InputError(f"is no TOML: {error}", path=path, advice="correct it") from error
+    values = parse(str(path), content).values
     _check(path, values)
     name, line = look.policy
     policy = Policy(

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from staticcall.cli.command import settings_of_command
-from staticcall.cli.commands import COMMANDS
+from staticcall.cli.commands import WITH_SETTINGS
 from staticcall.cli.main import command_named
 from staticcall.cli.settings import SHARED, Setting, why_not
 
@@ -16,7 +16,7 @@ NAME = "config"
 
 def config_schema() -> dict[str, Any]:
     """The schema as a JSON document."""
-    commands = {name: settable(name) for name in COMMANDS}
+    commands = {name: settable(name) for name in WITH_SETTINGS}
     shared: dict[str, Any] = {}
     for name in SHARED:
         # One description for all: what it does to each command, that command's own table says.
@@ -29,7 +29,7 @@ def config_schema() -> dict[str, Any]:
         "title": "staticcall.toml",
         "description": "Defaults for the options of staticcall: for all commands that have them, and by command.",
         "type": "object",
-        "properties": shared | {name: table for name, table in tables.items() if commands[name]},
+        "properties": shared | tables,
         "additionalProperties": False,
     }
 
@@ -57,7 +57,7 @@ def _table_of(settings: Mapping[str, Setting], description: str) -> dict[str, An
 def _schema_of(setting: Setting) -> dict[str, Any]:
     one = _one(setting)
     if setting.pairs:
-        one = {"type": "object", "propertyNames": {"minLength": 1}, "additionalProperties": one}
+        one = {"type": "object", "propertyNames": {"pattern": "^[^=]+$"}, "additionalProperties": one}
     elif setting.multiple:
         one = {"type": "array", "items": one}
     return {"description": setting.help, **one}

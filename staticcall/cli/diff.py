@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import click
 
@@ -12,6 +14,7 @@ from staticcall.cli.command import Command
 from staticcall.cli.options import (
     INPUT_FILE,
     form_option,
+    jobs_option,
     look_options,
     no_pager_option,
     quiet_option,
@@ -20,11 +23,14 @@ from staticcall.cli.options import (
 )
 from staticcall.cli.outcome import watched
 from staticcall.cli.pager import page
+from staticcall.cli.progress import Progress
 from staticcall.errors import ExitCode
-from staticcall.pipeline.batch import publish
+from staticcall.pipeline.batch import publish, trees_among
 from staticcall.pipeline.diff import diff_of, render_diff_json, shown
 from staticcall.pipeline.forms import Show
 from staticcall.pipeline.look import Look
+
+_Result = TypeVar("_Result")
 
 
 @click.command("diff", cls=Command)
@@ -33,11 +39,9 @@ from staticcall.pipeline.look import Look
 @look_options
 @click.option("--scan", is_flag=True, help="Search the code as well as the table.")
 @form_option
-@click.option("--output", type=INPUT_FILE, help="Write to a file instead of standard output.")
+@click.option("-o", "--output", type=INPUT_FILE, help="Write to a file instead of standard output.")
 @click.option("--fail-on-change", is_flag=True, help="Exit with 1 for any difference.")
-@click.option(
-    "-j", "--jobs", type=click.IntRange(1), metavar="N", default=1, show_default=True, help="Files at a time."
-)
+@jobs_option
 @verbose_option
 @no_pager_option
 @quiet_option
@@ -67,8 +71,14 @@ def command(
       staticcall diff -j 4 /lib/modules/6.12.1 /lib/modules/6.12.2
       staticcall diff --fail-on-change before.json vmlinux
     """
-    with watched(new if jobs == 1 else None, verbose=verbose, quiet=quiet):
-        diff, look = diff_of(old, new, look._replace(scan=scan), jobs=jobs)
+
+    def follow(results: Iterator[_Result], parts: Sequence[Sequence[object]]) -> Iterator[_Result]:
+        return Progress(sum(map(len, parts)), quiet=quiet or verbose).over(results, parts)
+
+    # Of trees the files are counted. Of two files either may be the one that takes long.
+    name = None if trees_among((old, new)) else "diff"
+    with watched(name, verbose=verbose, quiet=quiet):
+        diff, look = diff_of(old, new, look._replace(scan=scan), jobs=jobs, follow=follow)
     if form == "json":
         pieces = list(render_diff_json(diff, look.policy))
     else:

@@ -11,7 +11,7 @@ from staticcall.cli.colour import wants_colour
 from staticcall.cli.command import Command
 from staticcall.cli.names import KeyName
 from staticcall.cli.options import INPUT_FILE, form_option, look_options, verbose_option, version_option
-from staticcall.cli.outcome import say
+from staticcall.cli.outcome import say, watched
 from staticcall.pipeline.explain import explained, render_explanation, render_explanation_json
 from staticcall.pipeline.look import Look
 
@@ -21,7 +21,9 @@ from staticcall.pipeline.look import Look
 @click.argument("question", type=KeyName(), metavar="KEY-or-ADDRESS")
 @look_options
 @click.option("--scan", is_flag=True, help="Search the code as well as the table.")
-@click.option("--edits", type=INPUT_FILE, help="The undo file of the patch that made it: tells the pinned sites.")
+@click.option(
+    "--edits", type=INPUT_FILE, help="The undo file of the patch that made FILE, which knows its pinned sites."
+)
 @form_option
 @verbose_option
 @version_option
@@ -39,11 +41,12 @@ def command(file: Path, question: str, look: Look, scan: bool, edits: Path | Non
     Examples:
       staticcall explain vmlinux might_resched
       staticcall explain vmlinux 0xffffffff81002ce9
-      staticcall explain vmlinux do_one_initcall+0x29 --policy kernel
+      staticcall explain vmlinux do_one_initcall+0x169 --policy kernel
       staticcall explain kvm.ko.xz .text+0x1c4
       staticcall explain --format json app checksum
     """
-    with explained(file, question, look._replace(scan=scan, edits=edits), thorough=verbose) as explanation:
+    look = look._replace(scan=scan, edits=edits)
+    with watched(str(file), verbose=verbose), explained(file, question, look, thorough=verbose) as explanation:
         # An error may still come, and half an answer looks like a whole one.
         if form == "json":
             pieces = [render_explanation_json(explanation)]

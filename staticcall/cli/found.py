@@ -12,6 +12,10 @@ def settings_file() -> str | None:
 
     It is the one that `STATICCALL_CONFIG` names, or else the `staticcall.toml` of the working directory, or of the
     nearest folder above it. The home directory is the last one looked into, the root where that is not on the way.
+
+    One that was found is taken only if it belongs to the user, to root, to who called sudo, or to the owner of the
+    working directory, as in a container where root works on somebody's checkout. What somebody else put above it, as
+    `/tmp/staticcall.toml`, ends the run with exit code 2; `--no-config` leaves it out.
     """
     named = os.environ.get(VARIABLE)
     if named:

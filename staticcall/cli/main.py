@@ -13,7 +13,8 @@ from staticcall.cli.clicked import command_of
 from staticcall.cli.commands import COMMANDS, QUICK
 from staticcall.cli.outcome import complain, exit_code_of
 from staticcall.cli.quick import PLACES, place_of
-from staticcall.errors import ExitCode
+from staticcall.errors import ExitCode, UsageError
+from staticcall.model.suggest import suggestion
 
 
 class LazyGroup(click.Group):
@@ -26,6 +27,15 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's
         """Import a command."""
         return command_named(cmd_name) if cmd_name in COMMANDS else None
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that is named; raises `UsageError` where there is none."""
+        if args[0] not in COMMANDS and not ctx.resilient_parsing:
+            advice = suggestion(args[0], COMMANDS, otherwise="--help lists all")
+            raise UsageError(f"there is no command {args[0]}", advice=advice)
+        return super().resolve_command(ctx, args)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's
         """Write what holds for all commands."""
@@ -72,6 +82,7 @@ def cli() -> None:
     Examples:
       staticcall report vmlinux
       staticcall report --format json --scan vmlinux > report.json
+      staticcall explain vmlinux might_resched
       staticcall patch vmlinux --bind -o vmlinux.bound --edits undo.json
       staticcall patch vmlinux --pin might_resched -o vmlinux.pinned --edits pins.json
       staticcall patch app --set checksum=checksum_fast -o app.fast

@@ -15,7 +15,8 @@ from click.shell_completion import CompletionItem
 from staticcall.errors import StaticcallError
 
 # What a shell is given becomes part of a command, so a name out of a file must mean nothing to any shell.
-_PLAIN = re.compile(r"[A-Za-z0-9_.@+-]+", re.ASCII)
+# One that begins with a dash is an option to this program; bash begins a word anew at @.
+_PLAIN = re.compile(r"[A-Za-z0-9_.+][A-Za-z0-9_.+-]*", re.ASCII)
 # A list that nobody reads, and that a shell takes long over.
 _MOST = 10_000
 _FILES = 4

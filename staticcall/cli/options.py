@@ -13,7 +13,7 @@ from staticcall import __version__
 from staticcall.cli.command import Count
 from staticcall.cli.look import LOOK_OPTIONS, look_of
 from staticcall.cli.names import KeyName, KeyPair
-from staticcall.cli.quick import Option
+from staticcall.cli.quick import FAIL_ON, JOBS, NO_PAGER, QUIET, VERBOSE, Option
 from staticcall.errors import UsageError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -21,15 +21,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 INPUT_FILE = click.Path(path_type=Path)
 
 version_option = click.version_option(__version__, prog_name="staticcall")
-quiet_option = click.option("--quiet", is_flag=True, help="Print nothing but errors.")
-no_pager_option = click.option("--no-pager", is_flag=True, help="Never show long text through a pager.")
-fail_on_option = click.option(
-    "--fail-on",
-    type=click.Choice(["note", "warning", "error", "never"]),
-    default="error",
-    show_default=True,
-    help="Exit with 1 for findings this bad or worse.",
-)
 form_option = click.option(
     "--format",
     "form",
@@ -38,7 +29,6 @@ form_option = click.option(
     show_default=True,
     help="Text for people, JSON for programs.",
 )
-verbose_option = click.option("-v", "--verbose", is_flag=True, help="Show all, not only the first.")
 
 
 def _pairs(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
@@ -84,6 +74,13 @@ def parameters_of(option: Option) -> dict[str, Any]:
 def as_decorator(option: Option) -> Callable[[F], F]:
     """An option of a quick command for one that is click's from the start."""
     return click.option(*option.names, option.key, **parameters_of(option))
+
+
+verbose_option = as_decorator(VERBOSE)
+quiet_option = as_decorator(QUIET)
+no_pager_option = as_decorator(NO_PAGER)
+fail_on_option = as_decorator(FAIL_ON)
+jobs_option = as_decorator(JOBS)
 
 
 def look_options(function: F) -> F:

@@ -6,26 +6,20 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, TextIO, TypeVar
+from contextlib import AbstractContextManager
+from typing import Any, TextIO, TypeVar
 
 from staticcall.errors import ExitCode, StaticcallError, printable
 
 _T = TypeVar("_T")
 
 
-class Room(Protocol):
-    """What is shown on a terminal and makes room, from `__enter__` to `__exit__`, for what is said there."""
-
-    def __enter__(self) -> object: ...
-
-    def __exit__(self, *error: object) -> None: ...
-
-
-_shown: list[Room] = []
+# What is on the terminal and makes room, from `__enter__` to `__exit__`, for what is said there.
+_shown: list[AbstractContextManager[object]] = []
 
 
 @contextlib.contextmanager
-def showing(room: Room) -> Iterator[None]:
+def showing(room: AbstractContextManager[object]) -> Iterator[None]:
     """Have room made by what is shown meanwhile, whenever anything is said."""
     _shown.append(room)
     try:
@@ -34,7 +28,7 @@ def showing(room: Room) -> Iterator[None]:
         _shown.remove(room)
 
 
-def _room() -> Room:
+def _room() -> AbstractContextManager[object]:
     return _shown[-1] if _shown else contextlib.nullcontext()
 
 

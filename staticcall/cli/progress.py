@@ -21,17 +21,24 @@ from staticcall.pipeline.trace import tell_waiting
 if TYPE_CHECKING:
     from rich.progress import Progress as Line
     from rich.progress import ProgressColumn
+    from rich.table import Column
 
 _T = TypeVar("_T")
 
 # Nobody wants to know before, or more often.
 _SECONDS = 1.0
 _AGAIN = 0.1
+# What moves, and for how long: "- " and " 0:00:00".
+_AROUND = 10
+# With less room, numbers would be cut.
+_NARROWEST = 40
 
 
 def _watched(quiet: bool) -> bool:
     """Whether somebody looks at standard error who can see a line change."""
-    return not quiet and sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+    if quiet or sys.stderr is None or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+        return False
+    return size_of(sys.stderr)[0] >= _NARROWEST
 
 
 class Progress:
@@ -75,8 +82,9 @@ class Progress:
         if self._line is None:
             from rich.progress import BarColumn, TextColumn, TimeRemainingColumn  # noqa: PLC0415 - only where it is slow
 
-            count = TextColumn("{task.completed:,} of {task.total:,} files")
-            self._line = _line(sys.stderr, BarColumn(), count, TimeRemainingColumn())
+            count = TextColumn("{task.completed:,} of {task.total:,} files", table_column=_cut())
+            remaining = TimeRemainingColumn(table_column=_cut())
+            self._line = _line(sys.stderr, BarColumn(), count, remaining)
             self._line.add_task("", total=self._total)
         try:
             self._line.update(self._line.task_ids[0], completed=self._done)
@@ -96,7 +104,10 @@ def waiting(name: str) -> Iterator[None]:
     if not _watched(quiet=False):
         yield
         return
-    spinner = _Spinner(printable(os.path.basename(name)))  # noqa: PTH119 - a name, not a path to be opened
+    encoding = sys.stderr.encoding or "utf-8"
+    # A name that the terminal's encoding does not have takes more room than it seems to.
+    known = printable(os.path.basename(name)).encode(encoding, "backslashreplace")  # noqa: PTH119 - not to be opened
+    spinner = _Spinner(known.decode(encoding))
     with showing(spinner):
         spinner.start()
         try:
@@ -150,8 +161,9 @@ class _Spinner:
             return
         from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn  # noqa: PLC0415 - only where it is slow
 
-        words = TextColumn("{task.description}", markup=False)
+        words = TextColumn("{task.description}", markup=False, table_column=_cut())
         line = _line(sys.stderr, SpinnerColumn("line"), words, TimeElapsedColumn())
+        room = line.console.width - _AROUND
         task = line.add_task("")
         line.tasks[0].start_time = self._since
         with contextlib.suppress(OSError):
@@ -159,7 +171,7 @@ class _Spinner:
                 with self._lock:
                     if self._what:
                         self._line = line
-                        line.update(task, description=f"{self._name}: {self._what}")
+                        line.update(task, description=_told(self._name, self._what, room))
                         line.start()
                         line.refresh()
         with self._lock:
@@ -170,6 +182,24 @@ class _Spinner:
             with contextlib.suppress(OSError):
                 self._line.stop()
             self._line = None
+
+
+def _told(name: str, what: str, room: int) -> str:
+    """What is being done with a file; where there is no room for both, the name gives way."""
+    from rich.cells import cell_len, set_cell_size  # noqa: PLC0415 - a library that takes long to load
+
+    excess = cell_len(name) + len(f": {what}") - room
+    if excess > 0:
+        name = set_cell_size(name, max(cell_len(name) - excess - 3, 0)) + "..."
+    text = f"{name}: {what}"
+    return set_cell_size(text, room) if cell_len(text) > room else text
+
+
+def _cut() -> Column:
+    """What has no room ends there: the sign for that is not in every encoding, and a second line is never wiped."""
+    from rich.table import Column  # noqa: PLC0415 - a library that takes long to load
+
+    return Column(no_wrap=True, overflow="crop")
 
 
 def _line(stream: TextIO, *columns: ProgressColumn) -> Line:

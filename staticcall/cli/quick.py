@@ -54,6 +54,21 @@ class Option(NamedTuple):
 
 # An option of every command; what it asks for is done before the command is called.
 NO_CONFIG: Final = Option(("--no-config",), "no_config", "flag", "Read no staticcall.toml.", default=False)
+# Options of several.
+JOBS: Final = Option(("-j", "--jobs"), "jobs", "count", "Files at a time.", default=1)
+VERBOSE: Final = Option(
+    ("-v", "--verbose"), "verbose", "flag", "Show all, not only the first, and log what is done.", default=False
+)
+QUIET: Final = Option(("--quiet",), "quiet", "flag", "Print nothing but errors.", default=False)
+NO_PAGER: Final = Option(("--no-pager",), "no_pager", "flag", "Never show long text through a pager.", default=False)
+FAIL_ON: Final = Option(
+    ("--fail-on",),
+    "fail_on",
+    "choice",
+    "Exit with 1 for findings this bad or worse.",
+    default="error",
+    choices=("note", "warning", "error", "never"),
+)
 
 
 def parse(

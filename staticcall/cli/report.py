@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from staticcall.cli.colour import terminal_of
 from staticcall.cli.look import LOOK_OPTIONS, look_of
 from staticcall.cli.outcome import complain, counted, say, watched
-from staticcall.cli.quick import Option
+from staticcall.cli.quick import FAIL_ON, JOBS, NO_PAGER, QUIET, VERBOSE, Option
 from staticcall.errors import ExitCode, UsageError
 from staticcall.model.sites import Severity
 from staticcall.pipeline.batch import Rendered, publish, render_files, trees_among
 from staticcall.pipeline.forms import PLAIN, QUICK_LINES, WITH_LINES, Format, Show, form_of, join
 
-RANKS = {"note": 1, "warning": 2, "error": 3, "never": 4}
+RANKS = {name: rank for rank, name in enumerate(FAIL_ON.choices, 1)}
 
 
 NAME = "report"
@@ -30,23 +30,16 @@ OPTIONS = (
         "Text for people, JSON for programs, a line per file for many files. Without it the end of --output says.",
         choices=tuple(form.value for form in Format),
     ),
-    Option(("--output",), "output", "path", "Write to a file instead of standard output."),
+    Option(("-o", "--output"), "output", "path", "Write to a file instead of standard output."),
     Option(("--scan",), "scan", "flag", "Search the code as well as the table.", default=False),
     Option(("--edits",), "edits", "path", "The undo file of the patch that made FILE, which knows its pinned sites."),
     Option(("--hash",), "hashed", "flag", "Add each file's SHA-256.", default=False),
-    Option(
-        ("--fail-on",),
-        "fail_on",
-        "choice",
-        "Exit with 1 for findings this bad or worse.",
-        default="error",
-        choices=tuple(RANKS),
-    ),
-    Option(("-j", "--jobs"), "jobs", "count", "Files at a time.", default=1),
+    FAIL_ON,
+    JOBS,
     Option(("--dask",), "dask", "text", "Let the workers of a Dask scheduler read the trees.", metavar="ADDRESS"),
-    Option(("-v", "--verbose"), "verbose", "flag", "Show all, not only the first.", default=False),
-    Option(("--no-pager",), "no_pager", "flag", "Never show long text through a pager.", default=False),
-    Option(("--quiet",), "quiet", "flag", "Print nothing but errors.", default=False),
+    VERBOSE,
+    NO_PAGER,
+    QUIET,
     *LOOK_OPTIONS,
 )
 
@@ -126,6 +119,10 @@ def _show(values: dict[str, Any]) -> Show:
     verbose = values["verbose"]
     if values["output"] is not None or sys.stdout is None:
         return Show(verbose)
+    if not sys.stdout.isatty() and not os.environ.get("FORCE_COLOR"):
+        return Show(verbose)
+    from staticcall.cli.colour import terminal_of  # noqa: PLC0415 - not for pipes
+
     return Show(verbose, terminal_of(sys.stdout))
 
 

@@ -25,16 +25,20 @@ from collections.abc import Mapping, Sequence
 from stat import S_ISREG
 from typing import Any, Final, NamedTuple
 
-from staticcall.cli.commands import COMMANDS
+from staticcall.cli.commands import WITH_SETTINGS
 from staticcall.cli.found import VARIABLE
 from staticcall.cli.outcome import complain
 from staticcall.cli.quick import Option
 from staticcall.errors import InputError, UsageError
+from staticcall.model.suggest import suggestion
 
 # More than anybody writes by hand.
-_MOST_BYTES = 1 << 20
-# Of a name that nobody meant, in characters.
+_MOST_BYTES = 1 << 16
+# In a line. Python's reader of TOML takes the square of it in time and memory: gigabytes for one name of 64 KiB.
+_MOST_DOTS = 200
+# Of a name that nobody meant, and of what is wrong with a file, in characters.
 _SHOWN = 80
+_SHOWN_WRONG = 200
 _MODES = "it says what a run does, which is for the command line"
 _OUTPUTS = "it names what is written, which is for the command line"
 _SAFEGUARDS = "it switches a safeguard off, which is for the command line"
@@ -103,8 +107,8 @@ def defaults_from(path: str, command: str, settings: Mapping[str, Setting]) -> d
         if name in SHARED:
             if name in settings:
                 values[settings[name].key] = _value(file, (name,), settings[name], value)
-        elif name not in COMMANDS:
-            raise _unknown(file, (name,), [*SHARED, *(() if not isinstance(value, dict) else COMMANDS)])
+        elif name not in WITH_SETTINGS:
+            raise _unknown(file, (name,), [*SHARED, *(WITH_SETTINGS if isinstance(value, dict) else ())])
         elif not isinstance(value, dict):
             raise _wrong(file, (name,), "a table")
     own = file.values.get(command, {})
@@ -122,34 +126,57 @@ def defaults_from(path: str, command: str, settings: Mapping[str, Setting]) -> d
 def read_settings(path: str) -> Settings:
     """Read a settings file; raises `InputError` and `UsageError`."""
     try:
-        status = os.stat(path)  # noqa: PTH116 - the modules on the quick way do without pathlib
-        if not S_ISREG(status.st_mode):
-            raise UsageError("is not a file", path=path, advice="give a settings file, or --no-config")
-        if path != os.environ.get(VARIABLE) and status.st_uid not in _trusted():
-            what = f"belongs to another user ({status.st_uid})"
-            raise UsageError(what, path=path, advice="give it by STATICCALL_CONFIG to use it, or --no-config")
-        with open(path, "rb") as stream:  # noqa: PTH123 - as above
-            content = stream.read(_MOST_BYTES + 1)
+        return parse(path, _content(path))
     except OSError as error:
         raise InputError(
             f"cannot be read: {error.strerror}", path=path, advice="give another, or --no-config"
         ) from error
+
+
+def parse(path: str, content: bytes) -> Settings:
+    """Read the content of a TOML file; raises `InputError` for what is none, or would take long to read."""
     if len(content) > _MOST_BYTES:
-        raise InputError("is too large for a settings file", path=path, advice="give another, or --no-config")
+        raise InputError("is too large for a settings file", path=path, advice="give another")
     try:
         text = content.decode("utf-8")
+        if any(line.count(".") > _MOST_DOTS for line in text.split("\n")):
+            raise RecursionError
         return Settings(path, text, tomllib.loads(text))
     except RecursionError as error:
         raise InputError("is nested too deeply", path=path, advice="see the manual for what it may hold") from error
     except ValueError as error:  # of TOML, of UTF-8, or of a number with thousands of digits
-        raise InputError(f"is no TOML: {error}", path=path, advice="correct it, or give --no-config") from error
+        raise InputError(f"is no TOML: {error!s:.{_SHOWN_WRONG}}", path=path, advice="correct it") from error
+
+
+def _content(path: str) -> bytes:
+    # What is looked at is what is read, whatever happens to the name meanwhile; and a pipe is not waited for.
+    number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    try:
+        status = os.fstat(number)
+        if not S_ISREG(status.st_mode):
+            raise UsageError("is not a file", path=path, advice="give a settings file, or --no-config")
+        if path != os.environ.get(VARIABLE):
+            # Also who made a symbolic link chooses what is read.
+            others = {status.st_uid, os.lstat(path).st_uid} - _trusted()
+            if others:
+                what = f"belongs to another user ({min(others)}), who does not own the working directory either"
+                raise UsageError(what, path=path, advice="give it by STATICCALL_CONFIG to use it, or --no-config")
+        with open(number, "rb", closefd=False) as stream:
+            return stream.read(_MOST_BYTES + 1)
+    finally:
+        os.close(number)
 
 
 def _trusted() -> set[int]:
-    """Whose files one takes without having been told to: one's own, root's, and those of whom sudo was called by."""
+    """Whose files one takes without having been told to.
+
+    Those are one's own, root's, those of whom sudo was called by, and those of the owner of the working directory: in a
+    container root works on somebody's checkout.
+    """
     caller = os.environ.get("SUDO_UID", "")
     own = os.geteuid()
-    return {own, 0, int(caller) if own == 0 and caller.isascii() and caller.isdigit() else 0}
+    users = {own, 0, os.stat(".").st_uid}  # noqa: PTH116 - as above
+    return users | ({int(caller)} if own == 0 and caller.isascii() and caller.isdigit() else set())
 
 
 def _value(file: Settings, place: tuple[str, ...], setting: Setting, value: Any) -> Any:
@@ -158,7 +185,9 @@ def _value(file: Settings, place: tuple[str, ...], setting: Setting, value: Any)
         if not isinstance(value, dict):
             raise _wrong(file, place, "a table of texts")
         for key, one in value.items():
-            if not isinstance(one, str) or not one or not key:
+            if not key or "=" in key:  # `a=b = "c"` would be `--set a=b=c`, another key
+                raise _wrong(file, (*place, key), "a name without =")
+            if not isinstance(one, str) or not one or "\0" in key + one:
                 raise _wrong(file, (*place, key), "a text")
         return tuple(f"{key}={one}" for key, one in value.items())
     if setting.multiple:
@@ -194,10 +223,7 @@ def _wrong(file: Settings, place: tuple[str, ...], what: str) -> UsageError:
 
 
 def _unknown(file: Settings, place: tuple[str, ...], known: Sequence[str]) -> UsageError:
-    from difflib import get_close_matches  # noqa: PLC0415 - only for mistakes
-
-    near = get_close_matches(place[-1], known, n=1)
-    advice = f"did you mean {near[0]}?" if near else f"known here are {', '.join(known)}"
+    advice = suggestion(place[-1], known, otherwise=f"known here are {', '.join(known)}")
     table = f" in [{place[0]}]" if len(place) > 1 else ""
     return _usage(file, place, f"has the unknown name {place[-1]:.{_SHOWN}}{table}", advice)
 
@@ -215,7 +241,7 @@ def line_of(text: str, place: tuple[str, ...]) -> int | None:
     """The number of the line on which a name is set, or its table begins; None where that is not plain to see."""
     table: tuple[str, ...] = ()
     found = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         header, name = _HEADER.match(line), _NAME.match(line)
         if header:
             table = _parts(header[1])

@@ -15,7 +15,8 @@ FILES = (
     (
         NAME,
         "Defaults for options, found in the working directory or the nearest folder above it, up to the home directory "
-        "or, where that is not on the way, the root.",
+        "or, where that is not on the way, the root. One that belongs neither to you, nor to root, nor to the owner of "
+        "the working directory, is refused.",
     ),
 )
 
@@ -52,9 +53,11 @@ def settings_paragraphs() -> Iterator[str]:
     )
     yield (
         f"The file is that which {VARIABLE} names, or the {NAME} of the working directory or of the nearest folder "
-        "above it. The search ends with the home directory or, where that is not on the way, with the root. A file of "
-        "another user, other than root, is not taken unless it is named. With -v the file is named on standard error; "
-        "--no-config reads none. patch --config names a file of another form, which takes the place of this one."
+        "above it. The search ends with the home directory or, where that is not on the way, with the root. A file "
+        "that was found has to belong to you, to root, to who called sudo, or to the owner of the working directory, "
+        "as in a container where root works on somebody's checkout; another one is refused with exit code 2 unless it "
+        "is named. With -v the file is named on standard error; --no-config reads none. patch --config names a file "
+        "of another form, which takes the place of this one."
     )
     unsettable = ", ".join(f"--{name}" for name in UNSETTABLE if name not in ("help", "version", "config", "no-config"))
     yield (

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
+from collections.abc import Iterator
 from typing import Final
 
 import capstone
 
 from staticcall.abi import elf64, x86
 from staticcall.model.explain import CodeLine
-from staticcall.model.image import Image
+from staticcall.model.image import Image, Placement
 
 # Without a function's symbol, decoding starts this many bytes early: x86 code falls into step soon.
 _RUN_UP: Final = 256
 # A damaged symbol can make a function of all the code.
 _LONGEST_FUNCTION: Final = 1 << 20
 _ADDRESS: Final = re.compile(r"0x[0-9a-f]+")
+_THROUGH_GOT: Final = (elf64.R_X86_64_GOTPCREL, elf64.R_X86_64_GOTPCRELX, elf64.R_X86_64_REX_GOTPCRELX)
+_RELATIVE_TYPES: Final = (elf64.R_X86_64_PC32, elf64.R_X86_64_PLT32)
 _RELATIVE: Final = re.compile(r"(-?)(0x[0-9a-f]+|[0-9]+)\(%rip\)")
 
 
@@ -41,50 +45,84 @@ def instructions_around(image: Image, address: int, before: int, after: int) -> 
     return tuple(_named(image, [*lines, *_decoded(image, address, end)[: after + 1]]))
 
 
-def _decoded(image: Image, begin: int, end: int) -> list[CodeLine]:
+def _decoded(image: Image, begin: int, end: int) -> list[tuple[CodeLine, str]]:
+    """Instructions, and their text by the file's own bytes, in which an object has no addresses yet."""
     if begin >= end:
         return []
-    decoder = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
-    decoder.syntax = capstone.CS_OPT_SYNTAX_ATT
-    decoder.skipdata = True
     data = image.read_at(begin, end - begin)
     offset = image.offset_of(begin, end - begin)
     assert offset is not None, "what was read is in the file"
     own = image.in_file(offset, data)
+    plain = {} if own == data else {start: text for start, _, text in _texts(own, begin)}
     return [
-        CodeLine(start, own[start - begin : start - begin + size], f"{mnemonic} {operands}".rstrip())
-        for start, size, mnemonic, operands in decoder.disasm_lite(data, begin)
+        (CodeLine(start, own[start - begin : start - begin + size], text), plain.get(start, text))
+        for start, size, text in _texts(data, begin)
     ]
 
 
-def _named(image: Image, lines: list[CodeLine]) -> list[CodeLine]:
+def _texts(data: bytes, begin: int) -> Iterator[tuple[int, int, str]]:
+    decoder = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
+    decoder.syntax = capstone.CS_OPT_SYNTAX_ATT
+    decoder.skipdata = True
+    for start, size, mnemonic, operands in decoder.disasm_lite(data, begin):
+        yield start, size, f"{mnemonic} {operands}".rstrip()
+
+
+def _named(image: Image, lines: list[tuple[CodeLine, str]]) -> list[CodeLine]:
     """The same with names for the places that they lead to."""
-    places = [_place(line) for line in lines]
+    placed = image.placement
+    # Of an object each variable has a pretended address, those of a CPU's own as well.
+    places = [_place(line, everywhere=placed is not None) for line, _ in lines]
     names = image.names_at(place for place in places if place is not None)
+    outside = _outside(image, placed, [line for line, _ in lines]) if placed and lines else {}
     named = []
-    for each, place in zip(lines, places, strict=True):
-        line = each
-        name = "" if place is None else names.get(place) or _inside(image, place)
-        if image.placement is not None and name:
-            line = line._replace(text=_spelt(line.text, name))
-        named.append(line._replace(leads_to=name))
+    for (line, plain), place in zip(lines, places, strict=True):
+        inside = "" if place is None else names.get(place) or _inside(image, place)
+        name = outside.get(line.address, inside)
+        text = line.text if placed is None else plain if place is None else _spelt(line.text, name)
+        named.append(line._replace(text=text, leads_to=name))
     return named
+
+
+def _outside(image: Image, placed: Placement, lines: list[CodeLine]) -> dict[int, str]:
+    """What instructions of an object reach in other files, as their relocations say, by the instructions' addresses."""
+    section = image.section_at(lines[0].address)
+    if section is None:
+        return {}
+    starts = [line.address - section.address for line in lines]
+    found: dict[int, str] = {}
+    for own in placed.file.relocations_by_target().get(section.number, ()):
+        table = placed.file.relocations(own)
+        entries = zip(table.places(), table.types(), table.symbols(), table.addends(), strict=True)
+        for place, kind, number, addend in entries:
+            line = lines[bisect_right(starts, place) - 1]
+            behind = line.address + len(line.code) - section.address - place
+            if place < starts[0] or behind <= 0 or number >= len(placed.file.symbols):
+                continue
+            if kind in _THROUGH_GOT:
+                found[line.address] = f"{placed.file.symbols.symbol(number).name}@GOTPCREL"
+            elif number in placed.undefined:
+                offset = addend + (behind if kind in _RELATIVE_TYPES else 0)
+                found[line.address] = placed.file.symbols.symbol(number).name + (f"{offset:+#x}" if offset else "")
+    return found
 
 
 def _spelt(text: str, name: str) -> str:
     """The text of an instruction of an object, whose addresses are pretended, with a name in place of one."""
     relative = _RELATIVE.search(text)
+    if not name:
+        return text
     if relative is None:
         return f"{text.rpartition(' ')[0]} {name}"
     return f"{text[: relative.start()]}{name}(%rip){text[relative.end() :]}"
 
 
-def _place(line: CodeLine) -> int | None:
+def _place(line: CodeLine, *, everywhere: bool) -> int | None:
     """Where an instruction leads: the target of a branch, or what it reaches relative to itself."""
     mnemonic, _, operands = line.text.rpartition(" ")
-    # What is relative to a segment is a CPU's own, and has no address here.
-    relative = None if "%gs:" in line.text or "%fs:" in line.text else _RELATIVE.search(line.text)
-    if relative:
+    relative = _RELATIVE.search(line.text)
+    # What is relative to a segment is a CPU's own, and has no address where the file is linked.
+    if relative and (everywhere or not ("%gs:" in line.text or "%fs:" in line.text)):
         distance = int(relative[2], 0)
         return line.address + len(line.code) + (-distance if relative[1] else distance)
     if mnemonic.rpartition(" ")[2].startswith(("call", "j")) and _ADDRESS.fullmatch(operands):

@@ -1,6 +1,6 @@
 """Which site or which static call somebody means.
 
-0xffffffff8100d269   an address of a linked file, in hex: of a site, of a byte inside of it, of a key or trampoline
+0xffffffff8100d269   an address of a linked file, in hex: of a site, a key or trampoline, or of a byte inside
 .text+0x1c4          the same by section and offset, as an object needs it
 do_idle+0x95         the same by function and offset
 might_resched        a static call, also as __SCK__might_resched or __SCT__might_resched
@@ -87,7 +87,7 @@ def _at(image: Image, located: Located, addresses: list[int], text: str) -> Site
     found: list[Site | Key] = []
     for address in addresses:
         found += _covering(sites, address)
-        found += (key for key in located.keys.values() if address == key.address)
+        found += (key for key in located.keys.values() if key.address <= address < key.address + elf64.POINTER_SIZE)
         found += (key for key in located.keys.values() if key.trampoline and _in_trampoline(key, address))
     if not found:
         advice = _near(image, sites, addresses[0])

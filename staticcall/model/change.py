@@ -110,3 +110,8 @@ class Proof(NamedTuple):
     changed_keys: tuple[str, ...]
     records: int = 0
     remarks: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        # A kernel has thousands of names, which nobody reads in a notebook.
+        values = self._asdict() | {"changed_keys": f"<{len(self.changed_keys):,} names>"}
+        return f"Proof({', '.join(f'{name}={value}' for name, value in values.items())})"

@@ -10,7 +10,7 @@ def nearest(wanted: str, names: Iterable[str]) -> list[str]:
     return get_close_matches(wanted, sorted(set(names)), n=3, cutoff=0.7)
 
 
-def suggestion(wanted: str, names: Iterable[str]) -> str:
-    """The advice for a name that is none of some others."""
+def suggestion(wanted: str, names: Iterable[str], *, otherwise: str = "check the spelling") -> str:
+    """The advice for a name that is none of some others; `otherwise` is that where none of them looks like it."""
     near = nearest(wanted, names)
-    return f"did you mean {' or '.join(near)}?" if near else "check the spelling"
+    return f"did you mean {' or '.join(near)}?" if near else otherwise

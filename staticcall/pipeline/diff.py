@@ -3,7 +3,7 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -26,12 +26,18 @@ _KERNEL = re.compile(r"(?:^|/)vmlinu[xz][^/]*$")
 _MODULE = re.compile(r"\.ko(?:\.\w+)?$")
 _HEAD = 64
 
+# Passes on what becomes of each part of a tree, and may count the part's files meanwhile.
+Follow = Callable[[Iterator[tuple[Rendered, ...]], Sequence[Sequence[object]]], Iterator[tuple[Rendered, ...]]]
 
-def diff_of(old: str, new: str, look: Look, *, jobs: int = 1) -> tuple[Diff, Look]:
+
+def diff_of(
+    old: str, new: str, look: Look, *, jobs: int = 1, follow: Follow = lambda results, _: results
+) -> tuple[Diff, Look]:
     """What differs between two reports, images or trees, and how these were looked at.
 
-    Where one is a report that says its policy, the other is judged by that too. Raises `UsageError` for reports of
-    two policies, and what reading either raises; of a tree every file has to be readable.
+    Where one is a report that says its policy, the other is judged by that too. `follow` is told how far each tree is.
+    Raises `UsageError` for reports of two policies, and what reading either raises; of a tree every file has to be
+    readable.
     """
     reports = {path: _report_at(path) for path in (old, new)}
     policies = {policy for facts, policy in filter(None, reports.values()) if policy}
@@ -41,7 +47,7 @@ def diff_of(old: str, new: str, look: Look, *, jobs: int = 1) -> tuple[Diff, Loo
     sides = []
     for path in (old, new):
         known = reports[path]
-        sides.append(known[0] if known else list(_looked_at(path, look, jobs)))
+        sides.append(known[0] if known else list(_looked_at(path, look, jobs, follow)))
     return compare((old, sides[0]), (new, sides[1])), look
 
 
@@ -55,10 +61,11 @@ def _report_at(path: str) -> tuple[list[ImageFacts], Policy | None] | None:
         return parse_report(source.whole())
 
 
-def _looked_at(path: str, look: Look, jobs: int) -> Iterator[ImageFacts]:
+def _looked_at(path: str, look: Look, jobs: int, follow: Follow) -> Iterator[ImageFacts]:
     if trees_among([path]):
-        parts = render_parts(in_parts(inputs_in(path)), look, Format.JSONL, jobs=jobs)
-        rendered: Iterable[Rendered] = chain.from_iterable(parts)
+        parts = in_parts(inputs_in(path))
+        reports = follow(render_parts(parts, look, Format.JSONL, jobs=jobs), parts)
+        rendered: Iterable[Rendered] = chain.from_iterable(reports)
     else:
         rendered = render_files([Path(path)], look, Format.JSONL)
     for one in rendered:

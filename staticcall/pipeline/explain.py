@@ -31,6 +31,7 @@ from staticcall.model.select import select_keys
 from staticcall.model.sites import (
     Answer,
     Finding,
+    Judge,
     Key,
     Located,
     Policy,
@@ -101,7 +102,7 @@ def _site(image: Image, located: Located, look: Look, site: Site) -> SiteStory:
         state=None if key is None else _state(image, located, key),
         rivals=(*rivals, *_traced(image, site)),
         unreadable=claims.unreadable,
-        changes=tuple(_changes(located, policy, site, verdict)),
+        changes=tuple(_changes(image, located, policy, site, verdict)),
         line=source_lines(image, (site.address,)).get(site.address),
         record_address=_record_address(image, located, site),
         placements=_placements(located, policy, site),
@@ -166,31 +167,40 @@ def _placements(located: Located, policy: Policy, site: Site) -> tuple[int, int]
     return sum(verdict.answer is Answer.DIRECT for verdict in verdicts), len(verdicts)
 
 
-def _changes(located: Located, policy: Policy, site: Site, verdict: Verdict) -> Iterator[Change]:
+def _changes(image: Image, located: Located, policy: Policy, site: Site, verdict: Verdict) -> Iterator[Change]:
     """What would make it direct: tried out, as far as it is a matter of the place."""
     if verdict.answer is Answer.DIRECT:
         return
     judge = judge_for(located, policy)
     if verdict.answer is Answer.UNDECIDED:
         # Aligned like that, the section begins at a multiple, and the site lies where its offset says.
-        larger = [1 << bit for bit in range(site.alignment.bit_length(), policy.line.bit_length())]
-        placed = judge(site._replace(address=site.offset, alignment=size) for size in larger)
-        for size, other in zip(larger, placed, strict=True):
-            if other.answer is not Answer.UNDECIDED:
-                yield Change(f"with its section aligned to {size} bytes it would be {other.answer.value}")
-                break
-        if not larger or placed[-1].answer is not Answer.DIRECT:
-            yield from _padding(judge(_moved(site, policy, site.offset)))
+        sizes = [1 << bit for bit in range(site.alignment.bit_length() - 1, policy.line.bit_length())]
+        placed = judge(site._replace(address=site.offset, alignment=size) for size in sizes)
+        enough = next((size for size, one in zip(sizes, placed, strict=True) if one.answer is Answer.DIRECT), None)
+        if enough:
+            yield Change(f"with its section aligned to {enough} bytes it would be direct")
+        else:
+            yield from _first_padding(judge, policy, site, sizes)
     else:
         yield from _padding(judge(_moved(site, policy, site.address)))
-    flags = flags_for(verdict.reason, site.instruction.form, policy.line)
+    flags = flags_for(verdict.reason, site.instruction.form, policy, kernel=image.kernel)
     if flags is not None:
         yield Change(*flags)
 
 
-def _moved(site: Site, policy: Policy, address: int) -> Iterator[Site]:
+def _first_padding(judge: Judge, policy: Policy, site: Site, sizes: Iterable[int]) -> Iterator[Change]:
+    """The padding that does it with the least alignment of the section, which grows only where it must."""
+    for size in sizes:
+        change = next(_padding(judge(_moved(site, policy, site.offset, size))), None)
+        if change:
+            aligned = "" if size == site.alignment else f", with its section aligned to {size} bytes"
+            yield Change(f"{change.how}{aligned}")
+            return
+
+
+def _moved(site: Site, policy: Policy, address: int, alignment: int = 0) -> Iterator[Site]:
     """The site at each place of a line from an address on."""
-    return (site._replace(address=address + padding, alignment=0) for padding in range(policy.line))
+    return (site._replace(address=address + padding, alignment=alignment) for padding in range(policy.line))
 
 
 def _padding(verdicts: Sequence[Verdict]) -> Iterator[Change]:

@@ -5,12 +5,14 @@ from enum import StrEnum
 from importlib import import_module
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from staticcall.model.report import ImageReport
 from staticcall.model.sites import Policy
-from staticcall.model.terminal import Terminal
 from staticcall.report.text import render_text
+
+if TYPE_CHECKING:
+    from staticcall.model.terminal import Terminal
 
 
 class Format(StrEnum):
@@ -74,7 +76,7 @@ class Show(NamedTuple):
     """How text is shown to a person: all of it if `verbose`, and as a `terminal` takes it, or plain."""
 
     verbose: bool = False
-    terminal: Terminal | None = None
+    terminal: "Terminal | None" = None
 
 
 PLAIN = Show()
@@ -93,11 +95,13 @@ def pieces_of(report: ImageReport, form: Format, show: Show = PLAIN) -> Iterator
 
 
 def failure_in(form: Format, message: str) -> str:
-    """What a document of this form says of a file that could not be read: only SARIF has a place for that."""
-    if form is not Format.SARIF:
+    """What a document of this form says of a file that could not be read; most have no place for that."""
+    if form is Format.SARIF:
+        from staticcall.report.sarif import render_failure  # noqa: PLC0415 - as every renderer
+    elif form is Format.MARKDOWN:
+        from staticcall.report.markdown import render_failure  # noqa: PLC0415 - as every renderer
+    else:
         return ""
-    from staticcall.report.sarif import render_failure  # noqa: PLC0415 - as every renderer
-
     return render_failure(message)
 
 

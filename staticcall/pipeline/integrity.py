@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from difflib import get_close_matches
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +14,7 @@ from staticcall.locate.linked import locate
 from staticcall.model.image import Image
 from staticcall.model.integrity import AllowList, Inspection, Judgement, KnownTargets, Observation, TargetSource
 from staticcall.model.sites import Finding, Located, Severity
+from staticcall.model.suggest import suggestion
 from staticcall.pipeline import trace
 from staticcall.read.core import open_core
 from staticcall.read.image import open_image
@@ -152,11 +152,11 @@ def _more(image: Image, located: Located, more: Iterable[tuple[str, str]]) -> Ma
     added: dict[int, tuple[int, ...]] = {}
     for name, function in more:
         if name not in keys:
-            close = get_close_matches(name, keys, n=1)
-            raise UsageError(f"there is no key {name}", advice=f"is {close[0]} meant?" if close else "see report")
+            raise UsageError(f"there is no key {name}", advice=suggestion(name, keys, otherwise="see report"))
         found = [symbol.address for symbol in image.symbols.named(function) if symbol.type == elf64.STT_FUNC]
         if not found:
-            raise UsageError(f"there is no function {function}", advice="--target takes KEY=FUNCTION")
+            advice = suggestion(function, image.symbols.function_names(), otherwise="--target takes KEY=FUNCTION")
+            raise UsageError(f"there is no function {function}", advice=advice)
         added[keys[name]] = (*added.get(keys[name], ()), *found)
     return added
 

@@ -29,7 +29,7 @@ class OpenFile:
     """A file that is open; questions come from any thread, and are answered one at a time.
 
     Raises `InputError` and its kinds where it cannot be read, `UnsupportedError` for an archive of which no member is
-    named. To be closed.
+    named. To be closed; `ValueError` to who asks later, as a thread may while another one closes it.
     """
 
     def __init__(self, path: Path, aids: Aids, table: str | None) -> None:
@@ -37,6 +37,7 @@ class OpenFile:
         self.look: Final = Look(aids=aids, table=table)
         self._located: dict[bool, Located] = {}
         self._turn = Lock()
+        self._closed = False
         self._stack = ExitStack()
         if archive_at(path):
             raise UnsupportedError("is an archive", path=path, advice="name one of its members")
@@ -51,7 +52,7 @@ class OpenFile:
     def values(self, look: Look) -> ImageValues:
         """What a look at the file tells; raises `InputError` where the file was changed since it was opened."""
         with self._turn, about(self.path):
-            self._check_unchanged()
+            self._check()
             values = values_of(report_opened(self.path, self.image, look, self._locate(look)))
             values = values._replace(
                 sites=tuple(values.sites), keys=tuple(values.keys), trampolines=tuple(values.trampolines)
@@ -69,18 +70,25 @@ class OpenFile:
         if self.look.table is None:
             return None
         with self._turn, about(self.path):
+            self._check()
             table = self._locate(self.look).table
         return None if table is None else (table.start, table.stop)
 
     def check_unchanged(self) -> None:
         """Raise `InputError` if the file was changed since it was opened."""
         with self._turn:
-            self._check_unchanged()
+            self._check()
 
     def close(self) -> None:
         """Close the file, after the question that is being answered."""
         with self._turn:
+            self._closed = True
             self._stack.close()
+
+    def _check(self) -> None:
+        if self._closed:
+            raise ValueError(f"{self.path} is closed")
+        self._check_unchanged()
 
     def _locate(self, look: Look) -> Located:
         if look.scan not in self._located:

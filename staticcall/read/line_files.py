@@ -25,6 +25,8 @@ _OLD_FILE: Final = (
 # Path, directory, time, size and checksum are five; a compiler's own may come to them.
 _MOST_COLUMNS: Final = 16
 _LONGEST_PATH: Final = 4096
+# Those of a kernel have a few hundred entries.
+_MOST_ENTRIES: Final = 1 << 16
 _NUMBERS: Final = frozenset({abi.FORM_DATA1, abi.FORM_DATA2, abi.FORM_DATA4, abi.FORM_DATA8, abi.FORM_DATA16})
 
 
@@ -65,7 +67,7 @@ class _Table:
     def place(self, number: int) -> int:
         """Where an entry begins, counted from 0; raises `DamagedError` where there are not so many."""
         places, match, data, end = self._places, self._match, self._data, self._end
-        if number >= end - places[0]:
+        if number >= _MOST_ENTRIES:
             raise DamagedError
         while len(places) <= number:
             entry = match(data, places[-1], end)
@@ -73,6 +75,11 @@ class _Table:
                 raise DamagedError
             places.append(entry.end())
         return places[number]
+
+    @property
+    def passed(self) -> int:
+        """How many entries were passed over so far."""
+        return len(self._places)
 
     def entry(self, number: int, strings: Strings) -> tuple[str, int]:
         """The path of an entry and the number of its directory."""
@@ -148,6 +155,11 @@ class Files:
             at = stop + 1
         self._files = _Table(data, at + 1, end, _OLD_FILE, wide)
 
+    @property
+    def passed(self) -> int:
+        """How many entries of both tables were passed over so far."""
+        return self._files.passed + (self._directories.passed if self._directories else 0)
+
     def path(self, number: int) -> str:
         """The path of a file, as far as the program itself has it: relative to where the compiler ran, or absolute."""
         if number not in self._paths:
@@ -172,6 +184,8 @@ class Files:
 
 
 def _columns(data: bytes, at: int) -> tuple[list[tuple[int, int]], int]:
+    if at >= len(data):
+        raise DamagedError
     count, at = data[at], at + 1
     columns = []
     for _ in range(min(count, _MOST_COLUMNS)):

@@ -115,9 +115,10 @@ class _Tape:
         found = np.full(len(places), -1)
         left = np.arange(len(places))
         for back in range(1, _MOST_BACK):
+            left = left[places[left] >= back]
             tried = places[left] - back
             opcodes = self._bytes[tried]
-            good = self._is_opcode[tried] & ((opcodes == abi.LINE_COPY) | (opcodes >= self._first)) & (tried >= 0)
+            good = self._is_opcode[tried] & ((opcodes == abi.LINE_COPY) | (opcodes >= self._first))
             found[left[good]] = tried[good]
             left = left[~good]
             if not len(left):

@@ -37,6 +37,10 @@ _MOST_COPIES: Final = 4
 _NO_ADDRESS: Final = -1
 # Compilers use one shape of programs, or two.
 _MOST_SHAPES: Final = 8
+# A kernel has three thousand units, and the largest programs some ten thousands.
+_MOST_UNITS: Final = 1 << 18
+# Entries of tables of files that are passed over on the way to those wanted: 20,000 for all sites of a kernel.
+_MOST_ENTRIES: Final = 1 << 20
 # Bytes of programs that are decoded together.
 _BATCH: Final = 1 << 20
 
@@ -86,13 +90,23 @@ def _lines(
         return {}
     strings = Strings(content(".debug_str"), content(".debug_line_str"))
     found: dict[int, SourceLine] = {}
+    passed = 0
     for program, rows in _rows(data, starts):
+        if passed > _MOST_ENTRIES:
+            break
+        if not rows:
+            continue
         # One damaged program says nothing of the next.
-        with suppress(DamagedError):
+        try:
             files = Files(data, program, strings)
-            for address, row in rows.items():
-                with suppress(DamagedError):
-                    found.setdefault(address, SourceLine(files.path(row.file), row.line))
+        except DamagedError:
+            # How far it was read is not known; an entry has a byte at least.
+            passed += program.start - program.tables
+            continue
+        for address, row in rows.items():
+            with suppress(DamagedError):
+                found.setdefault(address, SourceLine(files.path(row.file), row.line))
+        passed += files.passed
     return found
 
 
@@ -147,7 +161,9 @@ def _units(data: bytes, starts: Sequence[Wanted]) -> Iterator[tuple[int, int, in
     """The units that have a start: where the version is, where the unit ends, the size of an offset, and the starts."""
     places = [start.place for start in starts]
     at = done = 0
-    while at < len(data) and done < len(starts):
+    for _ in range(_MOST_UNITS):
+        if at >= len(data) or done >= len(starts):
+            return
         wide = 4
         length = int.from_bytes(data[at : at + 4], "little")
         at += 4

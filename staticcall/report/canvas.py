@@ -25,6 +25,7 @@ FAINT = "dim"
 _GAP = 2
 _FEWEST = 8  # columns for a name, however little room there is
 _BAR = 20
+_LONG = 10_000  # characters, of which nobody reads words; finding these takes the square of a name's length
 
 
 class Column(NamedTuple):
@@ -64,7 +65,7 @@ class Canvas:
         What is longer than a line is cut; with `whole` the terminal shall do that, so that it can be copied.
         """
         first, later = " " * indent, " " * hang
-        for line in self._wrapped(printable(text.rstrip()), first, later, whole=whole):
+        for line in self._wrapped(self._known(text.rstrip()), first, later, whole=whole):
             self._text.append(f"{line}\n", style)
 
     def labelled(self, label: str, style: str, text: str, *, indent: int = 2) -> None:
@@ -76,7 +77,7 @@ class Canvas:
     def table(self, columns: Sequence[Column], rows: Iterable[Sequence[Cell]], *, indent: int = 2) -> None:
         """Rows below their titles; there are none where no column has one."""
         cells = [[(cell, "") if isinstance(cell, str) else cell for cell in row] for row in rows]
-        cells = [[(printable(text), style) for text, style in row] for row in cells]
+        cells = [[(self._known(text), style) for text, style in row] for row in cells]
         titles = [(column.title, HEADING) for column in columns]
         widths = self._widths(columns, [titles, *cells], indent)
         if any(column.title for column in columns):
@@ -103,9 +104,16 @@ class Canvas:
             console.print(self._text, soft_wrap=True, end="")
         return capture.get()
 
+    def _known(self, text: str) -> str:
+        """What of a text the terminal shows, so that it takes the room that it seems to."""
+        text = printable(text)
+        return text if self._terminal.unicode else text.encode("ascii", "backslashreplace").decode()
+
     def _wrapped(self, text: str, first: str, later: str, *, whole: bool) -> list[str]:
         if len(first) + cell_len(text) <= self.width:
             return [first + text]
+        if len(text) > _LONG:
+            return [later + part for part in chop_cells(text, self.width - len(later))]
         wide = cell_len(text) != len(text)
         lines = wrap(
             text,

@@ -1,8 +1,9 @@
 """The report as CSV (RFC 4180): a header, and a row for each site, with the values and names of the JSON report.
 
 Null is an empty cell, several sources are joined by spaces, addresses are hexadecimal. Names are whatever the file
-says, and a spreadsheet takes some of that for a formula: a cell that would begin with one of = + - @, a tab, a
-carriage return or an apostrophe gets an apostrophe in front. Whoever wants the name takes one off again.
+says, and a spreadsheet takes some of that for a formula: a cell that would begin with one of = + - @ (of full width
+as well), maybe after white space, or with an apostrophe gets an apostrophe in front; so does one that would begin with
+a tab or the end of a line. Whoever wants the name takes one off again.
 """
 
 from __future__ import annotations
@@ -40,8 +41,10 @@ COLUMNS: Final = (
     "pinned",
     "placement",
 )
-# What spreadsheets take for the start of a formula, themselves or after they have taken a tab off; and the guard.
-_FORMULA: Final = ("=", "+", "-", "@", "\t", "\r", "'")
+# What spreadsheets take for the start of a formula, some of them in full width too; and the guard.
+_FORMULA: Final = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20", "'")
+# What they may take off before they look.
+_SPACE: Final = ("\t", "\r", "\n")
 
 
 def render_document(_policy: Policy, images: Iterable[str]) -> Iterator[str]:
@@ -70,4 +73,4 @@ def _cell(value: object) -> str:
     if isinstance(value, list):
         value = " ".join(value)
     text = str(value)
-    return f"'{text}" if text.startswith(_FORMULA) else text
+    return f"'{text}" if text.lstrip().startswith(_FORMULA) or text.startswith(_SPACE) else text

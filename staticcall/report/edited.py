@@ -6,10 +6,11 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
-from staticcall.abi import static_call, x86
+from staticcall.abi import elf64, static_call, x86
 from staticcall.errors import printable
 from staticcall.model.change import Edit, EditKind
 from staticcall.model.form import Instruction
+from staticcall.model.image import Image
 from staticcall.model.report import ImageReport
 from staticcall.report.instructions import instruction_text
 
@@ -17,6 +18,11 @@ _CODE: Final = (EditKind.SITE, EditKind.TRAMPOLINE)
 _POINTER_SIZE: Final = 8
 # More bytes than an instruction, a pointer or a relocation has are the rest of a file.
 _MOST_HEX: Final = 24
+_RELOCATION_TYPES: Final = {
+    elf64.R_X86_64_64: "R_X86_64_64",
+    elf64.R_X86_64_PC32: "R_X86_64_PC32",
+    elf64.R_X86_64_PLT32: "R_X86_64_PLT32",
+}
 
 
 class Place(NamedTuple):
@@ -30,6 +36,14 @@ class Place(NamedTuple):
     old_text: str
     new: str
     new_text: str
+
+
+class _Entry(NamedTuple):
+    """An entry of an object's relocation section; `symbol` is the address where its symbol is pretended to be."""
+
+    type: int
+    symbol: int | None
+    addend: int
 
 
 class Edited(NamedTuple):
@@ -47,13 +61,19 @@ def edited_places(report: ImageReport) -> Edited:
     decoded = [(_decoded(edit, edit.old), _decoded(edit, edit.new)) for edit in report.edits]
     pointers = {_pointer(data) for edit in report.edits for data in (edit.old, edit.new) if _is_pointer(edit, data)}
     leads = {instruction.destination for pair in decoded for instruction in pair if instruction is not None}
+    entries = [_entry(image, edit, data) for edit in report.edits for data in (edit.old, edit.new)]
+    leads |= {entry.symbol for entry in entries if entry is not None}
+    # Together, because a look-up walks the symbol table.
     names = image.names_at(pointers | {destination for destination in leads if destination is not None})
     changes: Counter[tuple[str, str, str]] = Counter()
     places = []
     for edit, (old, new) in zip(report.edits, decoded, strict=True):
         symbol = None if edit.address is None else image.symbols.containing(edit.address)
         function = "" if symbol is None or edit.address is None else f"{symbol.name}+{edit.address - symbol.address:#x}"
-        before, after = _text(edit, edit.old, old, names), _text(edit, edit.new, new, names)
+        before, after = (
+            _text(edit, data, instruction, names) or _entry_text(_entry(image, edit, data), names)
+            for data, instruction in ((edit.old, old), (edit.new, new))
+        )
         changes[edit.kind.value, _short(old), _short(new)] += 1
         places.append(
             Place(
@@ -97,6 +117,26 @@ def _text(edit: Edit, data: bytes, instruction: Instruction | None, names: Mappi
         site, _ = static_call.RECORD.unpack(data)
         return f"record of {edit.address + site & x86.ADDRESS_MASK:#x}"
     return ""
+
+
+def _entry(image: Image, edit: Edit, data: bytes) -> _Entry | None:
+    placement = image.placement
+    if edit.kind is not EditKind.RELOCATION or placement is None or len(data) != elf64.RELA.size:
+        return None
+    _, info, addend = elf64.RELA.unpack(data)
+    number, kind = info >> 32, info & 0xFFFF_FFFF
+    return _Entry(kind, placement.addresses[number] if number < len(placement.addresses) else None, addend)
+
+
+def _entry_text(entry: _Entry | None, names: Mapping[int, str]) -> str:
+    """An entry as `objdump -r` has it: its type, symbol and addend."""
+    if entry is None:
+        return ""
+    if entry.type == elf64.R_X86_64_NONE:
+        return "no relocation"
+    kind = _RELOCATION_TYPES.get(entry.type, f"type {entry.type}")
+    name = names.get(entry.symbol or 0, "(a symbol without a name)")
+    return f"{kind} {name}{entry.addend:+#x}" if entry.addend else f"{kind} {name}"
 
 
 def _short(instruction: Instruction | None) -> str:

@@ -188,7 +188,9 @@ def _rivals(story: SiteStory, explanation: Explanation) -> Iterator[_Line]:
     if not explanation.image.kernel:
         yield "  nobody: only kernels have tables that name code to be patched"
     elif not story.rivals and not story.unreadable:
-        yield "  nobody: no other table of the kernel names any of these bytes; kprobes refuse them"
+        # They look at the same records.
+        probes = "; kprobes refuse them" if story.site.record is not None else ""
+        yield f"  nobody: no other table of the kernel names any of these bytes{probes}"
     for rival in story.rivals:
         where = explanation.image.where(rival.address)
         yield [("  " + rival.owner, _YELLOW), f" names {where}, {_counted(rival.size, 'byte')}: {rival.effect}"]

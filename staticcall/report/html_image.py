@@ -133,7 +133,7 @@ def _facts(report: ImageReport) -> Iterator[tuple[str, str]]:
         yield "Cache lines", "foretold from where the kernel's loader puts the code"
     yield "Trampolines", f"{len(located.trampolines):,}"
     if not report.lines and image.section_named((".debug_line",)):
-        yield "Source lines", "left out, explain and --format sarif tell them"
+        yield "Source lines", "left out here; explain and --format sarif tell them"
     if report.summary.pinned is not None:
         yield "Pinned sites", f"{report.summary.pinned:,}"
 

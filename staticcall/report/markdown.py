@@ -27,6 +27,7 @@ from staticcall.report.names import shown
 MOST_FILES: Final = 20
 MOST_KEYS: Final = 10
 MOST_FINDINGS: Final = 15
+MOST_FAILURES: Final = 5
 # In characters; the escapes of the worst make six bytes of one.
 _NAME: Final = 80
 _MESSAGE: Final = 200
@@ -47,13 +48,18 @@ def render_image(report: ImageReport) -> Iterator[str]:
         "build_id": image.build_id,
         "counts": dict(zip(_COUNTS, (summary.sites, summary.direct, summary.crossing, summary.keys), strict=True)),
         "reasons": [[answer, reason, count] for (answer, reason), count in summary.reasons.items()],
-        "keys": [[key.name, direct + others, direct] for key, direct, others in used],
+        "keys": [[key.name, direct + others, direct] for key, direct, others in used],  # the busiest first
         "targets": targets,
         "findings": [dict(found), first],
         "nothing": any(finding.code == NO_STATIC_CALLS for finding in report.findings),
         "advice": list(advice_for(report)),
     }
     yield compact(line) + "\n"
+
+
+def render_failure(message: str) -> str:
+    """A file that could not be read, as a line of JSON for `render_document`."""
+    return compact({"failure": message}) + "\n"
 
 
 _COUNTS: Final = ("sites", "direct", "crossing", "keys")
@@ -87,10 +93,16 @@ class _Everything:
         self._direct_of: Counter[str] = Counter()
         self._found: Counter[str] = Counter()
         self._findings: dict[str, list[tuple[str, str, str]]] = {severity.value: [] for severity in Severity}
+        self._failed = 0
+        self._failures: list[str] = []
         self._last: Mapping[str, Any] = {}
         self._root = ""  # the folder that all files are in, if it is not the working folder
 
     def add(self, image: Mapping[str, Any]) -> None:
+        if "failure" in image:
+            self._failed += 1
+            self._failures += [image["failure"]][: MOST_FAILURES - len(self._failures)]
+            return
         self._last = image
         self._read += 1
         self._with_calls += not image["nothing"]
@@ -119,6 +131,7 @@ class _Everything:
         if self._read == 1 and self._last["nothing"]:
             self._add_findings(self._last)  # among others it is no news that a file has none
         yield from self._head(policy)
+        yield from self._failures_told()
         if self._counts["sites"]:
             yield ""
             yield from self._verdicts()
@@ -139,16 +152,24 @@ class _Everything:
             yield f"**{direct:,} of {_counted(sites, 'site')} ({_share(direct, sites)}) go direct**"
             yield f"under policy `{policy.name.value}` with cache lines of {policy.line} bytes."
             crossing = f"{_counted(counts['crossing'], 'site')} cross{'es' if counts['crossing'] == 1 else ''} a line"
-            yield f"{crossing}; {_counted(len(self._sites_of), 'key')} have sites."
+            # Two keys of one file may have the same name; of many files they are told by their names.
+            keys, names = len(self._last["keys"] if one else self._sites_of), "" if one else " by different names"
+            yield f"{crossing}; {_counted(keys, 'key')}{names} {'has' if keys == 1 else 'have'} sites."
         else:
             yield "There are no sites."
         if one:
             build_id = self._last["build_id"]
             yield f"The file is {self._last['kind']}{f', build id {_code(build_id, _NAME)}' if build_id else ''}."
-        else:
+        elif self._read:
             yield f"{self._with_calls:,} of the {self._read:,} files have static calls."
             if self._root:
                 yield f"They are in {_code(self._root, _NAME, end=True)}."
+
+    def _failures_told(self) -> Iterator[str]:
+        if self._failed:
+            yield from ("", f"### Could not be read: {_counted(self._failed, 'file')}", "")
+            yield from (f"- {_code(message, _MESSAGE)}" for message in self._failures)
+            yield from _more(self._failed - len(self._failures))
 
     def _below(self, path: str) -> str:
         """A path without the folder that all files are in."""
@@ -168,10 +189,10 @@ class _Everything:
 
     def _findings_told(self) -> Iterator[str]:
         total = sum(self._found.values())
-        yield ""
         if not total:
-            yield "No findings."
+            yield from ("", "No findings.") if self._read else ()
             return
+        yield ""
         counts = (_counted(self._found[one.value], one.value) for one in Severity if self._found[one.value])
         yield f"### Findings: {', '.join(counts)}"
         yield ""
@@ -191,18 +212,19 @@ class _Everything:
         yield from _folded("Files with most sites", table)
 
     def _busiest_keys(self) -> Iterator[str]:
-        busiest = sorted(self._sites_of.items(), key=_most_first)[:MOST_KEYS]
-        if not busiest:
+        names = sorted(self._sites_of.items(), key=_most_first)
+        several = [[name, sites, self._direct_of[name]] for name, sites in names]
+        every, targets = (self._last["keys"], self._last["targets"]) if self._read == 1 else (several, ())
+        if not every:
             return
-        targets = self._last["targets"] if self._read == 1 else ()
         table = [
             f"| key | sites | direct |{' leads to |' if targets else ''}",
             f"|---|--:|--:|{'---|' if targets else ''}",
         ]
-        for index, (name, sites) in enumerate(busiest):
+        for index, (name, sites, direct) in enumerate(every[:MOST_KEYS]):
             target = f" {_code(targets[index], _NAME)} |" if targets else ""
-            table.append(f"| {_code(name, _NAME)} | {sites:,} | {self._direct_of[name]:,} |{target}")
-        yield from _folded("Busiest keys", [*table, *_more(len(self._sites_of) - len(busiest))])
+            table.append(f"| {_code(name, _NAME)} | {sites:,} | {direct:,} |{target}")
+        yield from _folded("Busiest keys", [*table, *_more(len(every) - MOST_KEYS)])
 
 
 def _shared(root: str, path: str) -> str:

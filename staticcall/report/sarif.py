@@ -1,10 +1,10 @@
 """The report as SARIF 2.1.0 (OASIS), for code scanning services.
 
 One run holds all images: a result for each finding, and a note for each site that does not go direct; sites that do
-are in the counts alone. Findings come first. Services take 25,000 results of a run at most, so notes on sites beyond
-that are left out, which a notification says. A result is where the source is, if the file's DWARF tells, and else in
-the binary file; where it is in the source, `analysisTarget` names the binary. Its fingerprint is made of names, and so
-outlives a new build.
+are in the counts alone. Findings come first, the worst of them before the others. Services take 25,000 results of a
+run at most, so what is beyond that is left out, which a notification says. A result is where the source is, if the
+file's DWARF tells, and else in the binary file; where it is in the source, `analysisTarget` names the binary. Its
+fingerprint is made of names, and so outlives a new build.
 
 An image is rendered as lines for `render_document` to sort: a letter that says what it is, and an object of JSON.
 """
@@ -37,7 +37,10 @@ from staticcall.report.names import Names, hexadecimal
 SCHEMA_URI: Final = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 MOST_RESULTS: Final = 25_000
 # What kinds of lines there are.
-_ARTIFACT, _ERROR, _FINDING, _NOTHING, _SITE = "A", "E", "F", "N", "S"
+_ARTIFACT, _ERROR, _NOTHING, _SITE = "A", "E", "N", "S"
+_FINDINGS: Final = {Severity.ERROR: "1", Severity.WARNING: "2", Severity.NOTE: "3"}
+# In this order; where there are too many, the last are left out.
+_RESULTS: Final = (_NOTHING, *_FINDINGS.values(), _SITE)
 # Beyond this, a program that reads numbers as doubles reads others.
 _EXACT: Final = 1 << 53
 _BASES: Final = {
@@ -54,24 +57,21 @@ def render_document(policy: Policy, images: Iterable[str]) -> Iterator[str]:
     head = {"name": "staticcall", "version": __version__, "semanticVersion": __version__}
     yield f'{{"$schema":"{SCHEMA_URI}","version":"2.1.0","runs":[{{"tool":{{"driver":{compact(head)[:-1]},"rules":['
     yield "\n" + ",\n".join(map(compact, _rules())) + ']}},"results":['
-    lines: dict[str, list[str]] = {kind: [] for kind in (_ARTIFACT, _ERROR, _NOTHING, _SITE)}
-    findings = left_out = 0
+    lines: dict[str, list[str]] = {kind: [] for kind in (_ARTIFACT, _ERROR, *_RESULTS)}
+    left_out = 0
     for image in images:
         for line in image.split("\n")[:-1]:
             kind, text = line[0], line[1:]
-            if kind == _FINDING:
-                yield f"{',' if findings else ''}\n{text}"
-                findings += 1
-            elif kind == _SITE and len(lines[_SITE]) >= MOST_RESULTS:
+            if kind in _RESULTS and len(lines[kind]) >= MOST_RESULTS:
                 left_out += 1
             else:
                 lines[kind].append(text)
-    artifacts, errors, nothing, sites = lines.values()
-    # Among others it is no news that a file has none.
-    room = max(MOST_RESULTS - findings, 0)
-    told = [*(nothing if len(artifacts) == 1 else ()), *sites[:room]]
-    left_out += max(len(sites) - room, 0)
-    yield from (f"{',' if findings or index else ''}\n{text}" for index, text in enumerate(told))
+    artifacts, errors = lines[_ARTIFACT], lines[_ERROR]
+    if len(artifacts) > 1:
+        lines[_NOTHING] = []  # among others it is no news that a file has none
+    results = [text for kind in _RESULTS for text in lines[kind]]
+    left_out += max(len(results) - MOST_RESULTS, 0)
+    yield from (f"{',' if index else ''}\n{text}" for index, text in enumerate(results[:MOST_RESULTS]))
     yield '],"artifacts":[\n' + ",\n".join(artifacts)
     yield f'],"invocations":[{compact(_invocation(errors, left_out))}],"columnKind":"unicodeCodePoints"'
     yield f',"originalUriBaseIds":{compact(_BASES)},"properties":{compact(_run_properties(policy, artifacts))}}}]}}\n'
@@ -109,13 +109,18 @@ def _invocation(errors: Iterable[str], left_out: int) -> Json:
     notes = [json.loads(error) for error in errors]
     successful = not notes
     if left_out:
-        message = f"{left_out:,} notes on sites are left out, since services take {MOST_RESULTS:,} results at most"
+        message = f"{left_out:,} results are left out, since services take {MOST_RESULTS:,} at most"
         notes.append(_notification("warning", f"{message}; select keys with --key, or use another form"))
     return {"executionSuccessful": successful, "toolExecutionNotifications": notes}
 
 
 def _notification(level: str, message: str) -> Json:
-    return {"level": level, "message": {"text": message}}
+    return {"level": level, "message": _message(message)}
+
+
+def _message(text: str) -> Json:
+    """A message; of names that would be links in it (SARIF 2.1.0, 3.11.6) the two parts are set apart."""
+    return {"text": text.replace("](", "] (")}
 
 
 def render_failure(message: str) -> str:
@@ -135,7 +140,8 @@ def render_image(report: ImageReport) -> Iterator[str]:
     image = _Image(report)
     yield _line(_ARTIFACT, image.artifact())
     for finding in report.findings:
-        yield _line(_NOTHING if finding.code == NO_STATIC_CALLS else _FINDING, image.finding(finding))
+        kind = _NOTHING if finding.code == NO_STATIC_CALLS else _FINDINGS[finding.severity]
+        yield _line(kind, image.finding(finding))
     for site, verdict in zip(report.sites, report.verdicts, strict=True):
         ordinal = image.ordinal(image.owner(site.address), image.key_name(site))
         if verdict.answer is not Answer.DIRECT:
@@ -153,7 +159,7 @@ class _Image:
         self._report = report
         self._names = Names(report.image, (), ())
         self._seen: Counter[tuple[str, str]] = Counter()
-        self._file = _uri_of(str(report.image.path), "PWD")
+        self._file = _uri_of(_without_ups(str(report.image.path)), "PWD")
         self._sites = {site.address: site for site in report.sites}
         self._keys = {key.address: key.name for key in report.keys}
         self._trampolines = {one.address: one.label for one in report.located.trampolines.values()}
@@ -184,6 +190,10 @@ class _Image:
         section = None if symbol else image.section_at(address)
         return symbol.name if symbol else section.name if section else ""
 
+    def _kind(self, address: int) -> str:
+        """What `owner` names."""
+        return "function" if self._report.image.symbols.containing(address) else "section"
+
     def key_name(self, site: Site) -> str:
         """The name of a site's key, as far as it is known."""
         key = self._report.located.key_of(site)
@@ -203,8 +213,8 @@ class _Image:
         properties = {"verdict": verdict.answer.value, "key": key or None, "form": site.instruction.form.value}
         return {
             **_rule_of(verdict.reason, Severity.NOTE.value),
-            "message": {"text": f"{what} {outcome} by its trampoline: {REASONS[verdict.reason]}."},
-            **self._places(site.address, site, owner, "function" if owner else ""),
+            "message": _message(f"{what} {outcome} by its trampoline: {REASONS[verdict.reason]}."),
+            **self._places(site.address, site, owner, self._kind(site.address)),
             **self._fingerprints(owner, key, verdict.reason, ordinal),
             "properties": properties | self._place_of(site.address, site),
         }
@@ -218,12 +228,12 @@ class _Image:
         elif address in self._trampolines:
             owner, kind = self._trampolines[address], "function"
         elif address is not None:
-            owner, kind = self.owner(address), "function"
+            owner, kind = self.owner(address), self._kind(address)
         key = self.key_name(site) if site else ""
         message = finding.message
         return {
             **_rule_of(finding.code, finding.severity.value),
-            "message": {"text": f"{message[:1].upper()}{message[1:]}."},
+            "message": _message(f"{message[:1].upper()}{message[1:]}."),
             **self._places(address, site, owner, kind),
             **self._fingerprints(owner, key, finding.code, self.ordinal(owner, f"{key} {finding.code}")),
             "properties": self._place_of(address, site),
@@ -289,6 +299,14 @@ def _uri_of(path: str, base: str) -> Json:
     except OSError:
         here = ""  # somebody removed the folder
     return _located(path, base, here)
+
+
+def _without_ups(path: str) -> str:
+    """FILE(MEMBER) whose member stays inside of the archive: its name is anybody's, and may be `../../elsewhere`."""
+    file, bracket, member = path.partition("(")
+    if not path.endswith(")"):
+        return path
+    return file + bracket + "/".join(part for part in member.split("/") if part != "..")
 
 
 @lru_cache(maxsize=4096)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -32,7 +32,6 @@ _OPTIONS = (
     "--disable-component-update",
     "--disable-sync",
 )
-_BAD = ("serious", "critical")
 
 
 def missing_tools() -> list[str]:
@@ -84,17 +83,34 @@ def opened(
 
 
 def barriers(page: Page, *rules: str) -> list[str]:
-    """What axe calls serious or critical for people who see, hear or move less, each with where it is.
+    """Those of the `objections` that axe calls serious or critical."""
+    return [objection for objection in objections(page, *rules) if objection.startswith(("serious", "critical"))]
 
-    All that it knows is asked for, or some `rules` alone.
+
+def objections(page: Page, *rules: str) -> list[str]:
+    """What axe finds to be in the way of people who see, hear or move less, however small, each with where it is.
+
+    All rules are asked for, with those that are but good practice, or some `rules` alone.
     """
     options = {"resultTypes": ["violations"], **({"runOnly": list(rules)} if rules else {})}
     violations = Axe().run(page, options=options).response["violations"]
     return [
-        f"{violation['impact']} {violation['id']}: {violation['nodes'][0]['html'][:200]}"
-        for violation in violations
-        if violation["impact"] in _BAD
+        f"{violation['impact']} {violation['id']}: {violation['nodes'][0]['html'][:200]}" for violation in violations
     ]
+
+
+@contextmanager
+def processor_seconds(page: Page) -> Iterator[Callable[[], float]]:
+    """What the thread that runs a page's script, style and layout has spent so far; other processes do not count."""
+    session = page.context.new_cdp_session(page)
+    session.send("Performance.enable", {"timeDomain": "threadTicks"})
+
+    def spent() -> float:
+        metrics = session.send("Performance.getMetrics")["metrics"]
+        return float(next(metric["value"] for metric in metrics if metric["name"] == "TaskDuration"))
+
+    yield spent
+    session.detach()
 
 
 def rows(page: Page, table: str) -> list[list[str]]:

@@ -21,7 +21,7 @@ _NAMES = {"zero": "might_resched", "filled": "pv_sched_clock", "empty": "__perf_
 _FUNCTIONS = {"other": "native_sched_clock", "early": "my_state"}
 _OUTSIDE = {"/boot/": "boot/", "/lib/modules/": "modules/", "/proc/kcore": "kcore"}
 # Sites of Debian's kernel, and some that are here.
-_PLACES = {"do_one_initcall+0x29": "filled_call+0x0", ".text+0x1c4": ".text+0x0"}
+_PLACES = {"do_one_initcall+0x169": "filled_call+0x0", ".text+0x1c4": ".text+0x0"}
 _ADDRESS = "0xffffffff81002ce9"
 _TYPE, _CORE = 16, 4
 _DRIVER = """

@@ -39,9 +39,11 @@ def at_terminal(
     rows: int = 24,
     env: Mapping[str, str | None] | None = None,
     keys: Sequence[tuple[str, str]] = (),
+    errors: bool = False,
 ) -> Shown:
     """Run the tool at a terminal of that size.
 
+    Standard error goes there only with `errors`: on a busy machine any run takes so long that it tells how far it is.
     `env` is added to the environment, None takes a name out; `keys` are pressed one after the other, each as soon as
     the last line that is not empty begins with the text before it.
     """
@@ -54,7 +56,9 @@ def at_terminal(
             wanted[name] = value
     master, slave = os.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("4H", rows, columns, 0, 0))
-    with subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, env=wanted) as process:
+    with subprocess.Popen(
+        command, stdin=slave, stdout=slave, stderr=slave if errors else subprocess.DEVNULL, env=wanted
+    ) as process:
         os.close(slave)
         try:
             written, screen = _watch(master, columns, rows, list(keys))

@@ -23,7 +23,6 @@ from typing import NamedTuple
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from staticcall.cli import man
 from tests.support.toolchain import TIMEOUT_SECONDS
 
 ROOT = Path(__file__).parents[2]
@@ -42,18 +41,28 @@ class Distributions(NamedTuple):
 
 def build(tree: Path, folder: Path) -> Distributions:
     """Both distributions of a tree, each made from the tree itself."""
-    execute(sys.executable, "-m", "hatchling", "build", "-d", folder, cwd=tree, env={"SOURCE_DATE_EPOCH": EPOCH})
+    _hatchling("-d", folder, tree=tree)
     (wheel,), (sdist,) = folder.glob("*.whl"), folder.glob("*.tar.gz")
     return Distributions(wheel, sdist)
 
 
+def build_wheel(tree: Path, folder: Path) -> Path:
+    """The wheel of a tree alone."""
+    _hatchling("-t", "wheel", "-d", folder, tree=tree)
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def _hatchling(*options: str | Path, tree: Path) -> None:
+    execute(sys.executable, "-m", "hatchling", "build", *options, cwd=tree, env={"SOURCE_DATE_EPOCH": EPOCH})
+
+
 def snapshot(folder: Path) -> Path:
-    """The tree as git has it, or would, with the manual pages, and nothing else that a working copy may hold."""
+    """The tree as git has it, or would, and nothing else that a working copy may hold."""
     for name in _tracked():
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / name, target)
-    man.main(folder / "build/man")
     return folder
 
 
