@@ -335,3 +335,13 @@ def test_a_key_glob_leaves_other_keys_out(built: Builder) -> None:
 
     assert outcome.code == 2
     assert "there is no key log" in one_line(outcome)
+
+
+def test_of_an_archive_a_member_has_to_be_named(made: objects.Objects, tmp_path: Path) -> None:
+    archive = tmp_path / "all.a"
+    subprocess.run(["ar", "rc", archive, made("calls")], check=True)
+    outcome = staticcall("explain", archive, "log")
+
+    assert outcome.code == 3
+    assert "is an archive, name one of its members, as FILE(MEMBER)" in one_line(outcome)
+    assert explain(Path(f"{archive}({made('calls').name})"), "log")["key"]["name"] == "log"

@@ -43,7 +43,7 @@ from staticcall.model.sites import (
     Verdict,
 )
 from staticcall.model.types import Prototype
-from staticcall.pipeline.look import PINNED, Look, judge_for, locate_for, report_opened
+from staticcall.pipeline.look import PINNED, Look, judge_for, locate_for, refuse_archive, report_opened
 from staticcall.pipeline.types import sources_of
 from staticcall.read.image import open_image
 from staticcall.read.lines import source_lines
@@ -68,6 +68,7 @@ def explained(path: Path, question: str, look: Look, *, thorough: bool = False) 
     `thorough` looks also for the functions that a key may be led to, which takes seconds in a kernel.
     Raises `UsageError` where the file has no such site or static call.
     """
+    refuse_archive(path)
     with open_image(path, aids=look.aids.names) as image:
         located = locate_for(image, look)
         if look.edits is not None:

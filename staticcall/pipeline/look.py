@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from staticcall.classify.ladders import classify
-from staticcall.errors import about
+from staticcall.errors import UnsupportedError, about
 from staticcall.locate.linked import locate
 from staticcall.locate.pinned import pinned_sites, without_repeats
 from staticcall.model.aids import NO_AIDS, Aids
@@ -167,6 +167,12 @@ def archive_at(path: Path) -> bool:
     """Whether the file is an archive, of which no member is named."""
     with about(path):
         return container_at(path) is not None
+
+
+def refuse_archive(path: Path) -> None:
+    """Raise `UnsupportedError` for an archive of which no member is named, where one file is asked for."""
+    if archive_at(path):
+        raise UnsupportedError("is an archive", path=path, advice="name one of its members, as FILE(MEMBER)")
 
 
 def report_members(path: Path, look: Look, name: Path | None = None) -> Iterator[ImageReport]:

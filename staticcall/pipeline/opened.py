@@ -9,13 +9,13 @@ from threading import Lock
 from typing import Final
 
 from staticcall.abi import elf64
-from staticcall.errors import InputError, UnsupportedError, about
+from staticcall.errors import InputError, about
 from staticcall.model.aids import Aids
 from staticcall.model.image import Image
 from staticcall.model.sites import Located
 from staticcall.model.values import ImageValues
 from staticcall.pipeline.forms import QUICK_LINES, WITH_LINES, Format, Show, join, pieces_of
-from staticcall.pipeline.look import Look, archive_at, locate_for, report_image, report_opened
+from staticcall.pipeline.look import Look, locate_for, refuse_archive, report_image, report_opened
 from staticcall.read.image import open_original
 from staticcall.read.inputs import each_member, split_member
 from staticcall.report.json import render_values
@@ -39,8 +39,7 @@ class OpenFile:
         self._turn = Lock()
         self._closed = False
         self._stack = ExitStack()
-        if archive_at(path):
-            raise UnsupportedError("is an archive", path=path, advice="name one of its members")
+        refuse_archive(path)
         with self._stack:
             opened = self._stack.enter_context(open_original(path, aids=aids.names))
             self.image: Final[Image] = opened[0]

@@ -5,7 +5,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from staticcall.errors import InputError, OutputError, StaticcallError, UnsupportedError, about, inside_of, printable
+from staticcall.errors import InputError, OutputError, StaticcallError, about, inside_of, printable
 from staticcall.locate.hints import hints_of
 from staticcall.locate.linked import locate
 from staticcall.model.change import EditKind, Plan, Proof, Undo
@@ -13,7 +13,7 @@ from staticcall.model.hints import Hints
 from staticcall.pipeline import trace
 from staticcall.pipeline.batch import document_of
 from staticcall.pipeline.evidence import evidence_of
-from staticcall.pipeline.look import Look, archive_at, judge_for
+from staticcall.pipeline.look import Look, judge_for, refuse_archive
 from staticcall.pipeline.outputs import Original, Outputs, publish_whole, stage_texts
 from staticcall.pipeline.retarget import read_back, retarget_object, with_signature
 from staticcall.pipeline.seal import NO_SEAL, Seal, check_seal, sign_module, with_build_id
@@ -71,8 +71,7 @@ def patch_image(
     proof fails, `InputError` when the plan is not the one expected.
     """
     require_wish(wishes)
-    if archive_at(path):
-        raise UnsupportedError("is an archive", path=path, advice="name one of its members, as FILE(MEMBER)")
+    refuse_archive(path)
     with open_original(path, aids=look.aids.names) as (image, check_unchanged), _blaming_changes(check_unchanged):
         trace.opened(image)
         around = around_of(path, image.layers)

@@ -171,7 +171,8 @@ def render_plan(plan: Plan, *, verbose: bool = False) -> Iterator[str]:
             yield f"    {change.types}\n"
     if bound:
         sites = sum(change.direct for change in plan.changes if change.before == change.after and change.pinned is None)
-        yield f"  {_counted(bound, 'key')} bound to their present targets, {_counted(sites, 'site')} direct\n"
+        targets = "its present target" if bound == 1 else "their present targets"
+        yield f"  {_counted(bound, 'key')} bound to {targets}, {_counted(sites, 'site')} direct\n"
     for change in plan.changes:
         if change.pinned is not None:
             left = change.direct + change.by_trampoline - change.pinned
