@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,6 +30,13 @@ def _kernel(series: str) -> Path:
         return kernels.kernel(series)
     except kernels.KernelMissingError as error:
         _unavailable(f"no kernel of the {series} series: {error}")
+
+
+def pytest_configure() -> None:
+    """Signals that whoever runs the tests ignores, as nohup does, would be ignored by all that is run here."""
+    for one in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(one) is signal.SIG_IGN:
+            signal.signal(one, signal.default_int_handler if one is signal.SIGINT else signal.SIG_DFL)
 
 
 @pytest.hookimpl(trylast=True)
