@@ -253,6 +253,6 @@ def test_settings_that_a_page_shows_are_valid(page: str, body: str) -> None:
 
 
 def test_no_page_names_a_machine_or_a_registry() -> None:
-    places = re.compile(r"/work/|/root/|pypi\.org|pythonhosted|npmjs|unpkg|localhost", re.IGNORECASE)
+    places = re.compile(r"/(?:home|root|work)/|pypi\.org|pythonhosted|npmjs|unpkg|localhost", re.IGNORECASE)
     texts = [*_DOCS.rglob("*.md"), *_DOCS.rglob("*.yml"), *_DOCS.rglob("*.svg"), _ROOT / "mkdocs.yml"]
     assert [path.name for path in texts if places.search(path.read_text(encoding="utf-8"))] == []

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from importlib.util import find_spec
 from inspect import getdoc
 from pathlib import Path
 from types import MappingProxyType
@@ -199,12 +198,6 @@ def _section(title: str) -> Callable[[], str]:
 # ---- Python ----
 
 
-def _python() -> str:
-    if find_spec("staticcall.api") is None:
-        return "The Python API is not part of this version."
-    return "::: staticcall.api"
-
-
 # ---- Markdown ----
 
 
@@ -231,7 +224,7 @@ GENERATED: Final[Mapping[str, Callable[[], str]]] = MappingProxyType(
         "findings": lambda: _findings(FINDINGS),
         "findings-in-memory": lambda: _findings(IN_MEMORY),
         "policies": _section("Policies"),
-        "python": _python,
+        "python": lambda: "::: staticcall.api",
         "reasons": _reasons,
         "refusals": _section("What it refuses"),
         "schemas": _schemas,

@@ -89,3 +89,19 @@ LINE_SET_ADDRESS: Final = b"\x00\x09\x02"
 LINE_DISCRIMINATOR = 4
 # What the columns of a table of files or directories hold, from DWARF 5 on.
 CONTENT_PATH, CONTENT_DIRECTORY = 1, 2
+
+
+# A number of 64 bits has ten bytes at most, seven bits in each.
+LONGEST_LEB: Final = 10
+
+
+def leb128(data: bytes, at: int, *, signed: bool = False) -> tuple[int, int] | None:
+    """The LEB128 number at a place and the place behind it (DWARF 5, 7.6); None where it has no end."""
+    value = shift = 0
+    for place in range(at, min(at + LONGEST_LEB, len(data))):
+        byte = data[place]
+        value |= (byte & 0x7F) << shift
+        shift += 7
+        if not byte & 0x80:
+            return value - ((1 << shift) if signed and byte & 0x40 else 0), place + 1
+    return None

@@ -22,7 +22,7 @@ GROUPS: Final[Mapping[str, tuple[str, ...]]] = {
     "Sites and keys": ("policy", "line", "key", "scan", "table", "target"),
     "Other files": ("system-map", "debug-file", "debug-dir", "vmlinux", "modules", "relocs"),
     "Output": (
-        *("output", "output-dir", "in-place", "dry-run", "format", "color", "no-pager"),
+        *("output", "output-dir", "in-place", "dry-run", "format", "no-pager"),
         *("fail-on", "fail-on-change", "verbose", "quiet"),
     ),
     "General": ("jobs", "dask", "config", "no-config", "version", "help"),

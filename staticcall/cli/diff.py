@@ -18,6 +18,7 @@ from staticcall.cli.options import (
     look_options,
     no_pager_option,
     quiet_option,
+    scan_option,
     verbose_option,
     version_option,
 )
@@ -37,7 +38,7 @@ _Result = TypeVar("_Result")
 @click.argument("old", type=click.Path())
 @click.argument("new", type=click.Path())
 @look_options
-@click.option("--scan", is_flag=True, help="Search the code as well as the table.")
+@scan_option
 @form_option
 @click.option("-o", "--output", type=INPUT_FILE, help="Write to a file instead of standard output.")
 @click.option("--fail-on-change", is_flag=True, help="Exit with 1 for any difference.")

@@ -10,8 +10,9 @@ import click
 from staticcall.cli.colour import wants_colour
 from staticcall.cli.command import Command
 from staticcall.cli.names import KeyName
-from staticcall.cli.options import INPUT_FILE, form_option, look_options, verbose_option, version_option
+from staticcall.cli.options import INPUT_FILE, form_option, look_options, scan_option, verbose_option, version_option
 from staticcall.cli.outcome import say, watched
+from staticcall.cli.quick import EDITS
 from staticcall.pipeline.explain import explained, render_explanation, render_explanation_json
 from staticcall.pipeline.look import Look
 
@@ -20,10 +21,8 @@ from staticcall.pipeline.look import Look
 @click.argument("file", type=INPUT_FILE)
 @click.argument("question", type=KeyName(), metavar="KEY-or-ADDRESS")
 @look_options
-@click.option("--scan", is_flag=True, help="Search the code as well as the table.")
-@click.option(
-    "--edits", type=INPUT_FILE, help="The undo file of the patch that made FILE, which knows its pinned sites."
-)
+@scan_option
+@click.option("--edits", type=INPUT_FILE, help=EDITS.help)
 @form_option
 @verbose_option
 @version_option

@@ -13,7 +13,7 @@ from staticcall import __version__
 from staticcall.cli.command import Count
 from staticcall.cli.look import LOOK_OPTIONS, look_of
 from staticcall.cli.names import KeyName, KeyPair
-from staticcall.cli.quick import FAIL_ON, JOBS, NO_PAGER, QUIET, VERBOSE, Option
+from staticcall.cli.quick import FAIL_ON, JOBS, NO_PAGER, QUIET, SCAN, VERBOSE, Option
 from staticcall.errors import UsageError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -76,6 +76,7 @@ def as_decorator(option: Option) -> Callable[[F], F]:
     return click.option(*option.names, option.key, **parameters_of(option))
 
 
+scan_option = as_decorator(SCAN)
 verbose_option = as_decorator(VERBOSE)
 quiet_option = as_decorator(QUIET)
 no_pager_option = as_decorator(NO_PAGER)

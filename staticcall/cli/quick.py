@@ -55,6 +55,10 @@ class Option(NamedTuple):
 # An option of every command; what it asks for is done before the command is called.
 NO_CONFIG: Final = Option(("--no-config",), "no_config", "flag", "Read no staticcall.toml.", default=False)
 # Options of several.
+SCAN: Final = Option(("--scan",), "scan", "flag", "Search the code as well as the table.", default=False)
+EDITS: Final = Option(
+    ("--edits",), "edits", "path", "The undo file of the patch that made FILE, which knows its pinned sites."
+)
 JOBS: Final = Option(("-j", "--jobs"), "jobs", "count", "Files at a time.", default=1)
 VERBOSE: Final = Option(
     ("-v", "--verbose"), "verbose", "flag", "Show all, not only the first, and log what is done.", default=False

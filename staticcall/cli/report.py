@@ -11,11 +11,11 @@ from typing import Any
 
 from staticcall.cli.look import LOOK_OPTIONS, look_of
 from staticcall.cli.outcome import complain, counted, say, watched
-from staticcall.cli.quick import FAIL_ON, JOBS, NO_PAGER, QUIET, VERBOSE, Option
+from staticcall.cli.quick import EDITS, FAIL_ON, JOBS, NO_PAGER, QUIET, SCAN, VERBOSE, Option
 from staticcall.errors import ExitCode, UsageError
 from staticcall.model.sites import Severity
 from staticcall.pipeline.batch import Rendered, publish, render_files, trees_among
-from staticcall.pipeline.forms import PLAIN, QUICK_LINES, WITH_LINES, Format, Show, form_of, join
+from staticcall.pipeline.forms import PLAIN, Format, Show, form_of, join, look_for
 
 RANKS = {name: rank for rank, name in enumerate(FAIL_ON.choices, 1)}
 
@@ -31,8 +31,8 @@ OPTIONS = (
         choices=tuple(form.value for form in Format),
     ),
     Option(("-o", "--output"), "output", "path", "Write to a file instead of standard output."),
-    Option(("--scan",), "scan", "flag", "Search the code as well as the table.", default=False),
-    Option(("--edits",), "edits", "path", "The undo file of the patch that made FILE, which knows its pinned sites."),
+    SCAN,
+    EDITS,
     Option(("--hash",), "hashed", "flag", "Add each file's SHA-256.", default=False),
     FAIL_ON,
     JOBS,
@@ -78,7 +78,7 @@ def _report(files: tuple[str, ...], trees: tuple[str, ...], values: dict[str, An
     if values["dask"] is not None and not trees:
         raise UsageError("--dask is for folders, packages and initramfs, and none is among the files")
     form = _form(values)
-    look = look._replace(lines=form in WITH_LINES, quick_lines=form in QUICK_LINES)
+    look = look_for(look, form)
     codes: list[int] = []
     alone = tuple(Path(file) for file in files if file not in trees)
     show = _show(values) if form is Format.TEXT else PLAIN

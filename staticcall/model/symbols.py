@@ -161,6 +161,11 @@ class SymbolTable:
             found += (s for s in self._symbols((numbers[nearby],)) if s.address <= address < s.address + s.size)
         return min(found, key=_preference, default=None)
 
+    def function_at(self, address: int) -> str | None:
+        """The function that covers the address and how far it is into that, as name+0x12; None where there is none."""
+        symbol = self.containing(address)
+        return f"{symbol.name}+{address - symbol.address:#x}" if symbol else None
+
     def sized(self, size: int) -> list[Symbol]:
         """Every defined variable of this many bytes, in table order."""
         sizes = elf64.column(self._table, "Q", 2, 3)

@@ -13,13 +13,12 @@ from staticcall.model.tree import NO_STATIC_CALLS, Failure, Input
 from staticcall.pipeline import trace
 from staticcall.pipeline.forms import (
     PLAIN,
-    QUICK_LINES,
     SEPARATORS,
-    WITH_LINES,
     Format,
     Show,
     failure_in,
     join,
+    look_for,
     pieces_of,
 )
 from staticcall.pipeline.look import Look, archive_at, report_image, report_members
@@ -121,7 +120,7 @@ def _render_members(path: Path, look: Look, form: Format, show: Show) -> Rendere
 def document_of(path: Path, look: Look, name: Path, edits: Sequence[Edit], form: Format) -> list[str]:
     """The report of one file that these edits made, under another name, as a whole document in pieces."""
     pins = any(edit.kind is EditKind.RECORD for edit in edits)
-    look = look._replace(lines=form in WITH_LINES, quick_lines=form in QUICK_LINES)
+    look = look_for(look, form)
     with report_image(path, look, name, edits if pins else None) as report:
         return list(join(["".join(pieces_of(report._replace(edits=tuple(edits)), form))], form, look.policy))
 

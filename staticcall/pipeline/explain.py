@@ -50,13 +50,14 @@ from staticcall.read.lines import source_lines
 from staticcall.report.advice import flags_for
 from staticcall.report.explain import render_explanation
 from staticcall.report.explain_json import render_explanation_json
+from staticcall.report.names import counted
 
 __all__ = ["explained", "render_explanation", "render_explanation_json"]
 
 _BEFORE, _AFTER = 6, 5
 # Bytes are shown in rows of so many.
 _ROW: Final = 16
-_MOUNTS: Final = ("__start_mcount_loc", "__stop_mcount_loc")
+_MCOUNT_ENDS: Final = ("__start_mcount_loc", "__stop_mcount_loc")
 _FTRACE_EFFECT: Final = "ftrace turns it into a nop and back when the function is traced"
 _LARGEST_LIST: Final = 1 << 26
 
@@ -85,16 +86,15 @@ def explained(path: Path, question: str, look: Look, *, thorough: bool = False) 
 
 def _site(image: Image, located: Located, look: Look, site: Site) -> SiteStory:
     policy, end = look.policy, site.address + site.instruction.length
-    (verdict,) = _judged(located, policy, (site,))
     policies = [Policy(name, policy.line) for name in PolicyName]
     verdicts = tuple((one, _judged(located, one, (site,))[0]) for one in policies)
+    verdict = dict(verdicts)[policy]
     claims = locate_claims(image, ((site.address, end),))
     rivals = [Rival(claim.owner.value, claim.address, claim.size, EFFECTS[claim.owner]) for claim in claims.found]
     key = located.key_of(site)
-    symbol = image.symbols.containing(site.address)
     return SiteStory(
         site=site,
-        function=f"{symbol.name}+{site.address - symbol.address:#x}" if symbol else "",
+        function=image.symbols.function_at(site.address) or "",
         verdict=verdict,
         verdicts=verdicts,
         crosses=x86.crosses_anywhere(site.address, site.instruction.length, policy.line, site.alignment),
@@ -147,7 +147,7 @@ def _bytes_around(image: Image, site: Site, line: int) -> Stretch:
 
 def _traced(image: Image, site: Site) -> Iterator[Rival]:
     """The call at a function's entry that ftrace owns, where a site overlaps it."""
-    ends = [next((symbol.address for symbol in image.symbols.named(name)), None) for name in _MOUNTS]
+    ends = [next((symbol.address for symbol in image.symbols.named(name)), None) for name in _MCOUNT_ENDS]
     if image.placement is not None or not image.kernel or None in ends:
         return
     start, stop = (end or 0 for end in ends)
@@ -208,11 +208,7 @@ def _padding(verdicts: Sequence[Verdict]) -> Iterator[Change]:
     direct = [number for number, verdict in enumerate(verdicts) if verdict.answer is Answer.DIRECT]
     if direct and direct[0]:
         back = len(verdicts) - direct[-1]
-        yield Change(f"{_counted(direct[0], 'byte')} more of code before it, or {_counted(back, 'byte')} less")
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+        yield Change(f"{counted(direct[0], 'byte')} more of code before it, or {counted(back, 'byte')} less")
 
 
 def _state(image: Image, located: Located, key: Key) -> State:
@@ -276,8 +272,7 @@ def _key(image: Image, located: Located, look: Look, key: Key, *, thorough: bool
 
 def _key_sites(image: Image, pairs: Iterable[tuple[Site, Verdict]], lines: dict[int, SourceLine]) -> Iterator[KeySite]:
     for site, verdict in pairs:
-        symbol = image.symbols.containing(site.address)
-        function = f"{symbol.name}+{site.address - symbol.address:#x}" if symbol else ""
+        function = image.symbols.function_at(site.address) or ""
         yield KeySite(site, verdict, function, lines.get(site.address))
 
 

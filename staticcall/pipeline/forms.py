@@ -13,6 +13,7 @@ from staticcall.report.text import render_text
 
 if TYPE_CHECKING:
     from staticcall.model.terminal import Terminal
+    from staticcall.pipeline.look import Look
 
 
 class Format(StrEnum):
@@ -46,6 +47,11 @@ SUFFIXES = {
     ".csv": Format.CSV,
     ".md": Format.MARKDOWN,
 }
+
+
+def look_for(look: "Look", form: Format) -> "Look":
+    """What to look for besides, for a report of this form."""
+    return look._replace(lines=form in WITH_LINES, quick_lines=form in QUICK_LINES)
 
 
 class Renderer(Protocol):

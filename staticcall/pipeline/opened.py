@@ -14,7 +14,7 @@ from staticcall.model.aids import Aids
 from staticcall.model.image import Image
 from staticcall.model.sites import Located
 from staticcall.model.values import ImageValues
-from staticcall.pipeline.forms import QUICK_LINES, WITH_LINES, Format, Show, join, pieces_of
+from staticcall.pipeline.forms import Format, Show, join, look_for, pieces_of
 from staticcall.pipeline.look import Look, locate_for, refuse_archive, report_image, report_opened
 from staticcall.read.image import open_original
 from staticcall.read.inputs import each_member, split_member
@@ -114,7 +114,7 @@ def render_json(values: ImageValues, *, lines: bool = False) -> str:
 
 def render_again(path: Path, look: Look, form: Format, stamp: Stamp, *, verbose: bool = False) -> str:
     """The report of a file in any form; raises `InputError` where that is not any more the file of this stamp."""
-    look = look._replace(lines=look.lines or form in WITH_LINES, quick_lines=form in QUICK_LINES and not look.lines)
+    look = look if look.lines else look_for(look, form)
     with report_image(path, look) as report:
         if stamp_of(path) != stamp:
             raise InputError("was changed since it was reported", path=path, advice="open it again")

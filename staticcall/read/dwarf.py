@@ -41,7 +41,6 @@ _MOST_STEPS: Final = 2_000_000
 # An entry that is read takes as long as so many that are walked over.
 _ENTRY_STEPS: Final = 8
 _LONGEST_NAME: Final = 1 << 16
-_LONGEST_LEB: Final = 10
 _ADVICE: Final = "build the file again, or --force-type"
 
 
@@ -173,14 +172,10 @@ class Dwarf:
         return int.from_bytes(piece, "little")
 
     def _leb(self, data: bytes, at: int, *, signed: bool = False) -> tuple[int, int]:
-        value = shift = 0
-        for place in range(at, min(at + _LONGEST_LEB, len(data))):
-            byte = data[place]
-            value |= (byte & 0x7F) << shift
-            shift += 7
-            if not byte & 0x80:
-                return value - ((1 << shift) if signed and byte & 0x40 else 0), place + 1
-        raise self.damaged("has a number without an end", at)
+        found = abi.leb128(data, at, signed=signed)
+        if found is None:
+            raise self.damaged("has a number without an end", at)
+        return found
 
     def _table(self, unit: Unit) -> dict[int, Abbreviation]:
         key = (unit.abbreviations, unit.wide)

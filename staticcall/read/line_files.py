@@ -14,7 +14,6 @@ from typing import Final, NamedTuple
 from staticcall.abi import dwarf as abi
 from staticcall.read.line_head import DamagedError, Program
 
-_LONGEST_LEB: Final = 10
 _LEB: Final = b"[\x80-\xff]{0,9}[\\x00-\x7f]"
 _STRING: Final = b"[^\\x00]*+\\x00"
 _OLD_FILE: Final = (
@@ -37,16 +36,12 @@ class Strings(NamedTuple):
     line_strings: bytes
 
 
-def leb_of(data: bytes, at: int, *, signed: bool = False) -> tuple[int, int]:
+def leb_of(data: bytes, at: int) -> tuple[int, int]:
     """A LEB128 number and the place behind it; raises `DamagedError` where it has no end."""
-    value = shift = 0
-    for place in range(at, min(at + _LONGEST_LEB, len(data))):
-        byte = data[place]
-        value |= (byte & 0x7F) << shift
-        shift += 7
-        if not byte & 0x80:
-            return value - ((1 << shift) if signed and byte & 0x40 else 0), place + 1
-    raise DamagedError
+    found = abi.leb128(data, at)
+    if found is None:
+        raise DamagedError
+    return found
 
 
 class _Table:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
-from staticcall import __version__
 from staticcall.abi import elf64
 from staticcall.errors import printable
 from staticcall.model.image import Image
 from staticcall.model.integrity import AllowList, Inspection, Judgement, Observation, Place, Range, RangeKind
-from staticcall.model.sites import Finding, Located
-from staticcall.report.json import array_of, compact
+from staticcall.model.sites import Located
+from staticcall.report.json import array_of, compact, document_head, finding_value
 from staticcall.report.names import hexadecimal, shown
 
 SCHEMA_VERSION = 1
@@ -29,8 +28,7 @@ def render_allow_list(image: Image, located: Located, allowed: AllowList, names:
 
 def _head(image: Image, located: Located) -> dict[str, object]:
     return {
-        "schema_version": SCHEMA_VERSION,
-        "tool": {"name": "staticcall", "version": __version__},
+        **document_head(),
         "image": {
             "path": shown(image.path),
             "build_id": image.build_id,
@@ -69,14 +67,13 @@ def _range(image: Image, located: Located, one: Range) -> dict[str, object]:
 
 def _place(image: Image, located: Located, one: Range) -> dict[str, object]:
     key = located.keys.get(one.key or 0)
-    symbol = image.symbols.containing(one.address) if one.kind is RangeKind.SITE else None
     return {
         "address": hexadecimal(one.address),
         "section": one.section,
         "offset": one.offset,
         "kind": one.kind.value,
         "key": key.name if key else None,
-        "function": f"{symbol.name}+{one.address - symbol.address:#x}" if symbol else None,
+        "function": image.symbols.function_at(one.address) if one.kind is RangeKind.SITE else None,
     }
 
 
@@ -96,7 +93,7 @@ def render_inspection(
     yield compact(head)[:-1]
     wanted = (one for one in inspection.observations if verbose or _odd(one))
     yield from array_of("ranges", (_observation(image, located, one) for one in wanted))
-    yield from array_of("findings", (_finding(finding) for finding in inspection.findings))
+    yield from array_of("findings", map(finding_value, inspection.findings))
     yield "}\n"
 
 
@@ -127,15 +124,6 @@ def _observation(image: Image, located: Located, one: Observation) -> dict[str, 
         "int3": one.int3,
         "destination": None if one.destination is None else hexadecimal(one.destination),
         "agrees_with_key": one.agrees,
-    }
-
-
-def _finding(finding: Finding) -> dict[str, object]:
-    return {
-        "code": finding.code,
-        "severity": finding.severity.value,
-        "message": finding.message,
-        "address": hexadecimal(finding.address),
     }
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from staticcall import __version__
 from staticcall.errors import printable
 from staticcall.model.diff import Diff, ImageDiff, ImageFacts, Side, SiteChange, SiteFacts
 from staticcall.model.sites import Policy
-from staticcall.report.json import SCHEMA_VERSION, compact
+from staticcall.report.json import compact, document_head
+from staticcall.report.names import counted
 
 # Enough to see what it is about; -v shows all.
 FEW = 10
@@ -89,8 +89,7 @@ def parts_of(diff: Diff) -> Iterator[tuple[str, list[str]]]:
 def counts_of(side: Side) -> str:
     """How much one side has, in words."""
     return ", ".join(
-        f"{count:,} {noun}{'' if count == 1 else 's'}"
-        for count, noun in ((side.images, "image"), (side.keys, "key"), (side.sites, "site"))
+        counted(count, noun) for count, noun in ((side.images, "image"), (side.keys, "key"), (side.sites, "site"))
     )
 
 
@@ -120,9 +119,7 @@ def _verdict(facts: SiteFacts) -> str:
 def render_diff_json(diff: Diff, policy: Policy) -> Iterator[str]:
     """The difference as one JSON document."""
     document = {
-        "schema_version": SCHEMA_VERSION,
-        "tool": {"name": "staticcall", "version": __version__},
-        "policy": {"name": policy.name.value, "line": policy.line},
+        **document_head(policy),
         "old": diff.old._asdict(),
         "new": diff.new._asdict(),
         "equal": diff.equal,

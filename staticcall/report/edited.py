@@ -15,7 +15,6 @@ from staticcall.model.report import ImageReport
 from staticcall.report.instructions import instruction_text
 
 _CODE: Final = (EditKind.SITE, EditKind.TRAMPOLINE)
-_POINTER_SIZE: Final = 8
 # More bytes than an instruction, a pointer or a relocation has are the rest of a file.
 _MOST_HEX: Final = 24
 _RELOCATION_TYPES: Final = {
@@ -68,8 +67,8 @@ def edited_places(report: ImageReport) -> Edited:
     changes: Counter[tuple[str, str, str]] = Counter()
     places = []
     for edit, (old, new) in zip(report.edits, decoded, strict=True):
-        symbol = None if edit.address is None else image.symbols.containing(edit.address)
-        function = "" if symbol is None or edit.address is None else f"{symbol.name}+{edit.address - symbol.address:#x}"
+        at_site = edit.address if edit.kind is EditKind.SITE else None
+        function = None if at_site is None else image.symbols.function_at(at_site)
         before, after = (
             _text(edit, data, instruction, names) or _entry_text(_entry(image, edit, data), names)
             for data, instruction in ((edit.old, old), (edit.new, new))
@@ -78,7 +77,7 @@ def edited_places(report: ImageReport) -> Edited:
         places.append(
             Place(
                 where=f"file offset {edit.file_offset:#x}" if edit.address is None else f"{edit.address:#x}",
-                function=printable(function if edit.kind is EditKind.SITE else ""),
+                function=printable(function or ""),
                 key=printable(edit.key),
                 kind=edit.kind.value,
                 old=_hex(edit.old),
@@ -97,7 +96,7 @@ def _decoded(edit: Edit, code: bytes) -> Instruction | None:
 
 
 def _is_pointer(edit: Edit, data: bytes) -> bool:
-    return edit.kind is EditKind.KEY and len(data) == _POINTER_SIZE
+    return edit.kind is EditKind.KEY and len(data) == elf64.POINTER_SIZE
 
 
 def _pointer(data: bytes) -> int:

@@ -12,15 +12,15 @@ from staticcall.model.explain import CodeLine, Explanation, KeySite, KeyStory, S
 from staticcall.model.lines import SourceLine
 from staticcall.model.reasons import REASONS
 from staticcall.model.sites import Answer, Finding, Policy, Site, TrampolineForm, Verdict
-from staticcall.report.names import shown
+from staticcall.report.names import counted, shown
 
 _ROW: Final = 16
 _FEW: Final = 12
 _WIDTH: Final = 11
 _RESET: Final = "\x1b[0m"
-_BOLD, _FAINT, _RED, _GREEN, _YELLOW, _CYAN = (f"\x1b[{number}m" for number in (1, 2, 31, 32, 33, 36))
-_ANSWERS: Final = {Answer.DIRECT: _GREEN, Answer.TRAMPOLINE: _RED, Answer.UNDECIDED: _YELLOW}
-# What is not to be shown as it is, and what would be taken for the end of a colour.
+_BOLD, _FAINT, _RED, _GREEN, _YELLOW, _MAGENTA, _CYAN = (f"\x1b[{number}m" for number in (1, 2, 31, 32, 33, 35, 36))
+_ANSWERS: Final = {Answer.DIRECT: _GREEN, Answer.TRAMPOLINE: _YELLOW, Answer.UNDECIDED: _MAGENTA}
+# A text, and the style that it is shown in.
 _Piece = str | tuple[str, str]
 
 
@@ -57,7 +57,7 @@ def _site(explanation: Explanation, story: SiteStory) -> Iterator[_Line]:
     key = f"of static call {state.key.name}" if state else "of no static call that the file names"
     yield f"  site                 {key}"
     code = image.in_file(site.file_offset, site.code)
-    yield f"  instruction          {_form(site)}, {_counted(len(code), 'byte')}: {_hex(code)}"
+    yield f"  instruction          {_form(site)}, {counted(len(code), 'byte')}: {_hex(code)}"
     yield f"  known by             {', '.join(source.value for source in site.sources)}{_record(story)}"
     yield ""
     yield _title("code")
@@ -193,7 +193,7 @@ def _rivals(story: SiteStory, explanation: Explanation) -> Iterator[_Line]:
         yield f"  nobody: no other table of the kernel names any of these bytes{probes}"
     for rival in story.rivals:
         where = explanation.image.where(rival.address)
-        yield [("  " + rival.owner, _YELLOW), f" names {where}, {_counted(rival.size, 'byte')}: {rival.effect}"]
+        yield [("  " + rival.owner, _YELLOW), f" names {where}, {counted(rival.size, 'byte')}: {rival.effect}"]
     for owner, address, reason in story.unreadable:
         yield [("  " + owner, _RED), f" at {explanation.image.where(address)} cannot be read: {reason}"]
 
@@ -294,7 +294,3 @@ def _place(one: KeySite) -> _Line:
 
 def _hex(data: bytes) -> str:
     return data.hex(" ")
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"

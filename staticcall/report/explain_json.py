@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from staticcall import __version__
 from staticcall.abi import elf64
 from staticcall.model.explain import Explanation, KeySite, KeyStory, SiteStory, State
 from staticcall.model.lines import SourceLine
 from staticcall.model.reasons import REASONS
-from staticcall.model.sites import Finding, Key, Policy, Site, TargetKind, TrampolineForm, Verdict
-from staticcall.report.json import SCHEMA_VERSION, compact
+from staticcall.model.sites import Finding, Key, Site, TargetKind, TrampolineForm, Verdict
+from staticcall.report.json import compact, document_head, finding_value, policy_value
 from staticcall.report.names import hexadecimal, shown
 
 
@@ -16,9 +15,7 @@ def render_explanation_json(explanation: Explanation) -> str:
     """The answer as one document, see `explain.schema.json`."""
     image, policy, story = explanation.image, explanation.policy, explanation.story
     document: dict[str, object] = {
-        "schema_version": SCHEMA_VERSION,
-        "tool": {"name": "staticcall", "version": __version__},
-        "policy": _policy(policy),
+        **document_head(policy),
         "image": {
             "path": shown(image.path),
             "build_id": image.build_id,
@@ -31,10 +28,6 @@ def render_explanation_json(explanation: Explanation) -> str:
     else:
         document["key"] = _key(explanation, story)
     return compact(document) + "\n"
-
-
-def _policy(policy: Policy) -> dict[str, object]:
-    return {"name": policy.name.value, "line": policy.line}
 
 
 def _verdict(verdict: Verdict) -> dict[str, object]:
@@ -75,7 +68,7 @@ def _site(explanation: Explanation, story: SiteStory) -> dict[str, object]:
         "sources": [source.value for source in site.sources],
         "source_line": _source(story.line),
         "crosses_line": story.crosses,
-        "verdicts": [_policy(policy) | _verdict(verdict) for policy, verdict in story.verdicts],
+        "verdicts": [policy_value(policy) | _verdict(verdict) for policy, verdict in story.verdicts],
         "placements": None if story.placements is None else {"direct": story.placements[0], "all": story.placements[1]},
         "instructions": [
             _place(explanation, line.address)
@@ -147,9 +140,5 @@ def _key_site(explanation: Explanation, one: KeySite) -> dict[str, object]:
 
 
 def _finding(explanation: Explanation, finding: Finding) -> dict[str, object]:
-    return {
-        "code": finding.code,
-        "severity": finding.severity.value,
-        "message": finding.message,
-        "address": None if explanation.image.placement else hexadecimal(finding.address),
-    }
+    # Addresses in objects are only pretended.
+    return finding_value(finding._replace(address=None) if explanation.image.placement else finding)

@@ -9,12 +9,12 @@ style and the one script are allowed by their digests, and all else is forbidden
 from __future__ import annotations
 
 import json
+import posixpath
 from base64 import b64encode
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cache
+from functools import cache, reduce
 from hashlib import sha256
 from importlib.resources import files
-from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Final
 
 from staticcall import __version__
@@ -22,6 +22,7 @@ from staticcall.model.report import ImageReport
 from staticcall.model.sites import Policy, PolicyName, Severity
 from staticcall.model.tree import NO_STATIC_CALLS
 from staticcall.report.html_image import image_values, printable_path
+from staticcall.report.names import common_folder
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -61,7 +62,7 @@ def render_document(policy: Policy, images: Iterable[str]) -> Iterator[str]:
     """Rendered images as one HTML document, in pieces."""
     parts = _unique([part for image in images for part in _parts(image)])
     told = [part for part in parts if not part["plain"]]
-    folder = _common_folder([part["path"] for part in parts]) if len(parts) > 1 else ""
+    folder = _folder_of([part["path"] for part in parts]) if len(parts) > 1 else ""
     for part in parts:
         part["name"] = part["path"].removeprefix(folder)
     style, script = _inline(("report.css",)), _inline(_SCRIPTS)
@@ -104,16 +105,10 @@ def _unique(parts: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
     return parts
 
 
-def _common_folder(paths: Sequence[str]) -> str:
+def _folder_of(paths: Sequence[str]) -> str:
     """The folder that all the files are in, with the slash behind it; empty where there is none."""
-    folder, *others = [path.rpartition("/")[0].split("/") for path in paths]
-    for other in others:
-        folder = [part for part, _ in takewhile(_same, zip(folder, other, strict=False))]
-    return "/".join(folder) + "/" if any(folder) else ""
-
-
-def _same(pair: tuple[str, str]) -> bool:
-    return pair[0] == pair[1]
+    folder = reduce(common_folder, paths, posixpath.dirname(paths[0]))
+    return f"{folder}/" if folder else ""
 
 
 def _content_policy(style: str, script: str) -> str:

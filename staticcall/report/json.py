@@ -28,14 +28,23 @@ def schema_text(name: str) -> str:
     return files("staticcall.report").joinpath("schemas", f"{name}.schema.json").read_text("utf-8")
 
 
-def render_document(policy: Policy, images: Iterable[str]) -> Iterator[str]:
-    """Rendered images as one JSON document, in pieces."""
-    head = {
+def document_head(policy: Policy | None = None) -> dict[str, object]:
+    """What every document begins with; with a policy where sites were judged by one."""
+    head: dict[str, object] = {
         "schema_version": SCHEMA_VERSION,
         "tool": {"name": "staticcall", "version": __version__},
-        "policy": {"name": policy.name.value, "line": policy.line},
     }
-    yield f'{compact(head)[:-1]},"images":['
+    return head if policy is None else head | {"policy": policy_value(policy)}
+
+
+def policy_value(policy: Policy) -> dict[str, object]:
+    """A policy with the bytes of its cache line."""
+    return {"name": policy.name.value, "line": policy.line}
+
+
+def render_document(policy: Policy, images: Iterable[str]) -> Iterator[str]:
+    """Rendered images as one JSON document, in pieces."""
+    yield f'{compact(document_head(policy))[:-1]},"images":['
     separator = "\n"
     for image in images:
         yield separator + image
@@ -65,7 +74,7 @@ def render_values(image: ImageValues) -> Iterator[str]:
     yield from array_of("sites", map(_site, image.sites))
     yield from array_of("keys", map(_key, image.keys))
     yield f',"summary":{compact(_summary(image.summary))}'
-    yield from array_of("findings", map(_finding, image.findings))
+    yield from array_of("findings", map(finding_value, image.findings))
     yield "}"
 
 
@@ -134,7 +143,8 @@ def _summary(summary: Summary) -> dict[str, object]:
     }
 
 
-def _finding(finding: Finding) -> dict[str, object]:
+def finding_value(finding: Finding) -> dict[str, object]:
+    """A finding, with its address in hex."""
     return {
         "code": finding.code,
         "severity": finding.severity.value,

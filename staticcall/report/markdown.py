@@ -22,7 +22,8 @@ from staticcall.model.sites import Answer, Policy, Severity
 from staticcall.model.tree import NO_STATIC_CALLS
 from staticcall.report.advice import advice_for
 from staticcall.report.json import compact
-from staticcall.report.names import shown
+from staticcall.report.names import common_folder, counted, share, shown
+from staticcall.report.totals import most_first
 
 MOST_FILES: Final = 20
 MOST_KEYS: Final = 10
@@ -111,7 +112,7 @@ class _Everything:
         for name, sites, direct in image["keys"]:
             self._sites_of[name] += sites
             self._direct_of[name] += direct
-        self._root = posixpath.dirname(image["path"]) if self._read == 1 else _shared(self._root, image["path"])
+        self._root = posixpath.dirname(image["path"]) if self._read == 1 else common_folder(self._root, image["path"])
         bad = sum(count for severity, count in image["findings"][0].items() if severity != Severity.NOTE.value)
         self._files.append((image["counts"]["sites"], image["counts"]["direct"], bad, image["path"]))
         if len(self._files) > 2 * MOST_FILES:
@@ -149,12 +150,12 @@ class _Everything:
         yield ""
         sites, direct = counts["sites"], counts["direct"]
         if sites:
-            yield f"**{direct:,} of {_counted(sites, 'site')} ({_share(direct, sites)}) go direct**"
+            yield f"**{direct:,} of {counted(sites, 'site')} ({share(direct, sites)}) go direct**"
             yield f"under policy `{policy.name.value}` with cache lines of {policy.line} bytes."
-            crossing = f"{_counted(counts['crossing'], 'site')} cross{'es' if counts['crossing'] == 1 else ''} a line"
+            crossing = f"{counted(counts['crossing'], 'site')} cross{'es' if counts['crossing'] == 1 else ''} a line"
             # Two keys of one file may have the same name; of many files they are told by their names.
             keys, names = len(self._last["keys"] if one else self._sites_of), "" if one else " by different names"
-            yield f"{crossing}; {_counted(keys, 'key')}{names} {'has' if keys == 1 else 'have'} sites."
+            yield f"{crossing}; {counted(keys, 'key')}{names} {'has' if keys == 1 else 'have'} sites."
         else:
             yield "There are no sites."
         if one:
@@ -167,7 +168,7 @@ class _Everything:
 
     def _failures_told(self) -> Iterator[str]:
         if self._failed:
-            yield from ("", f"### Could not be read: {_counted(self._failed, 'file')}", "")
+            yield from ("", f"### Could not be read: {counted(self._failed, 'file')}", "")
             yield from (f"- {_code(message, _MESSAGE)}" for message in self._failures)
             yield from _more(self._failed - len(self._failures))
 
@@ -183,9 +184,9 @@ class _Everything:
             reasons = {reason: count for (kind, reason), count in self._reasons.items() if kind == answer.value}
             total = sum(reasons.values())
             if total or answer is not Answer.UNDECIDED:
-                yield f"| **{answer.value}** | | **{total:,}** | **{_share(total, sites)}** | |"
-            for reason, count in sorted(reasons.items(), key=_most_first):
-                yield f"| | `{reason}` | {count:,} | {_share(count, sites)} | {REASONS[reason]} |"
+                yield f"| **{answer.value}** | | **{total:,}** | **{share(total, sites)}** | |"
+            for reason, count in sorted(reasons.items(), key=most_first):
+                yield f"| | `{reason}` | {count:,} | {share(count, sites)} | {REASONS[reason]} |"
 
     def _findings_told(self) -> Iterator[str]:
         total = sum(self._found.values())
@@ -193,7 +194,7 @@ class _Everything:
             yield from ("", "No findings.") if self._read else ()
             return
         yield ""
-        counts = (_counted(self._found[one.value], one.value) for one in Severity if self._found[one.value])
+        counts = (counted(self._found[one.value], one.value) for one in Severity if self._found[one.value])
         yield f"### Findings: {', '.join(counts)}"
         yield ""
         first = [(severity, *one) for severity, found in self._findings.items() for one in found][:MOST_FINDINGS]
@@ -212,7 +213,7 @@ class _Everything:
         yield from _folded("Files with most sites", table)
 
     def _busiest_keys(self) -> Iterator[str]:
-        names = sorted(self._sites_of.items(), key=_most_first)
+        names = sorted(self._sites_of.items(), key=most_first)
         several = [[name, sites, self._direct_of[name]] for name, sites in names]
         every, targets = (self._last["keys"], self._last["targets"]) if self._read == 1 else (several, ())
         if not every:
@@ -225,13 +226,6 @@ class _Everything:
             target = f" {_code(targets[index], _NAME)} |" if targets else ""
             table.append(f"| {_code(name, _NAME)} | {sites:,} | {direct:,} |{target}")
         yield from _folded("Busiest keys", [*table, *_more(len(every) - MOST_KEYS)])
-
-
-def _shared(root: str, path: str) -> str:
-    """The folder that another folder and a file are in, empty where they have none in common but `/`."""
-    if root.startswith("/") != path.startswith("/"):
-        return ""
-    return posixpath.commonpath((root, posixpath.dirname(path))).rstrip("/")
 
 
 def _folded(title: str, lines: Sequence[str]) -> Iterator[str]:
@@ -256,18 +250,5 @@ def _code(text: str, most: int, *, end: bool = False) -> str:
     return f"<code>{escaped}</code>"
 
 
-def _counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
-def _share(count: int, total: int) -> str:
-    return f"{100 * count / total:.1f} %"
-
-
 def _most_sites(one: tuple[int, int, int, str]) -> tuple[int, str]:
     return -one[0], one[3]
-
-
-def _most_first(item: tuple[str, int]) -> tuple[int, str]:
-    name, count = item
-    return -count, name

@@ -1,8 +1,9 @@
-"""Addresses as people read them."""
+"""Addresses, paths and numbers as people read them."""
 
 from __future__ import annotations
 
 import os
+import posixpath
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -18,6 +19,28 @@ def hexadecimal(address: int | None) -> str | None:
 def shown(path: Path) -> str:
     """A path as text that any stream takes: what is no UTF-8 in it is spelt out."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def common_folder(folder: str, path: str) -> str:
+    """The folder that another folder and a file are in, empty where they have none in common but `/`."""
+    if folder.startswith("/") != path.startswith("/"):
+        return ""
+    return posixpath.commonpath((folder, posixpath.dirname(path))).rstrip("/")
+
+
+def counted(count: int, noun: str) -> str:
+    """So many of something, as `1,204 sites`; for nouns whose plural has an s."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def share(count: int, total: int) -> str:
+    """What part of all that is, as `90.6 %`."""
+    return f"{100 * count / total:.1f} %"
+
+
+def share_line(name: str, count: int, total: int) -> str:
+    """The same as a line of a report in plain text, with its name."""
+    return f"  {name:<28}{count:>11,}  {100 * count / total:5.1f} %"
 
 
 class Names:
@@ -46,8 +69,7 @@ class Names:
 
     def function(self, address: int) -> str | None:
         """The function an address lies in, as name+0x12."""
-        symbol = self._symbols.containing(address)
-        return f"{symbol.name}+{address - symbol.address:#x}" if symbol else None
+        return self._symbols.function_at(address)
 
     def function_of(self, key: Key) -> str | None:
         """What a key leads to: a symbol where there is one, else the address; None for NULL."""

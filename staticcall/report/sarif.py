@@ -31,7 +31,7 @@ from staticcall.model.reasons import DIRECT_REASONS, REASONS, REMEDIES
 from staticcall.model.report import ImageReport
 from staticcall.model.sites import Answer, Finding, Policy, Severity, Site, Verdict
 from staticcall.model.tree import NO_STATIC_CALLS
-from staticcall.report.json import compact
+from staticcall.report.json import compact, policy_value
 from staticcall.report.names import Names, hexadecimal
 
 SCHEMA_URI: Final = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
@@ -132,7 +132,7 @@ def _run_properties(policy: Policy, artifacts: Iterable[str]) -> Json:
     total: Counter[str] = Counter(dict.fromkeys(_COUNTS, 0))
     for artifact in artifacts:
         total.update({name: json.loads(artifact)["properties"][name] for name in _COUNTS})
-    return {"policy": {"name": policy.name.value, "line": policy.line}, "summary": dict(total)}
+    return {"policy": policy_value(policy), "summary": dict(total)}
 
 
 def render_image(report: ImageReport) -> Iterator[str]:
@@ -143,9 +143,10 @@ def render_image(report: ImageReport) -> Iterator[str]:
         kind = _NOTHING if finding.code == NO_STATIC_CALLS else _FINDINGS[finding.severity]
         yield _line(kind, image.finding(finding))
     for site, verdict in zip(report.sites, report.verdicts, strict=True):
-        ordinal = image.ordinal(image.owner(site.address), image.key_name(site))
+        owner = image.owner(site.address)
+        ordinal = image.ordinal(owner[0], image.key_name(site))
         if verdict.answer is not Answer.DIRECT:
-            yield _line(_SITE, image.site(site, verdict, ordinal))
+            yield _line(_SITE, image.site(site, verdict, owner, ordinal))
 
 
 def _line(kind: str, value: Json) -> str:
@@ -183,16 +184,14 @@ class _Image:
             },
         }
 
-    def owner(self, address: int) -> str:
-        """The function that an address lies in, or its section."""
+    def owner(self, address: int) -> tuple[str, str]:
+        """The function that an address lies in, or its section, and which of the two it is."""
         image = self._report.image
         symbol = image.symbols.containing(address)
-        section = None if symbol else image.section_at(address)
-        return symbol.name if symbol else section.name if section else ""
-
-    def _kind(self, address: int) -> str:
-        """What `owner` names."""
-        return "function" if self._report.image.symbols.containing(address) else "section"
+        if symbol:
+            return symbol.name, "function"
+        section = image.section_at(address)
+        return section.name if section else "", "section"
 
     def key_name(self, site: Site) -> str:
         """The name of a site's key, as far as it is known."""
@@ -204,9 +203,9 @@ class _Image:
         self._seen[owner, name] += 1
         return self._seen[owner, name]
 
-    def site(self, site: Site, verdict: Verdict, ordinal: int) -> Json:
+    def site(self, site: Site, verdict: Verdict, within: tuple[str, str], ordinal: int) -> Json:
         """A site that does not go direct."""
-        key, owner = self.key_name(site), self.owner(site.address)
+        key, (owner, kind) = self.key_name(site), within
         place = self._names.function(site.address) or site.where
         what = f"The {site.instruction.form} of static call {key or 'without a key'} at {place}"
         outcome = "may have to go" if verdict.answer is Answer.UNDECIDED else "goes"
@@ -214,7 +213,7 @@ class _Image:
         return {
             **_rule_of(verdict.reason, Severity.NOTE.value),
             "message": _message(f"{what} {outcome} by its trampoline: {REASONS[verdict.reason]}."),
-            **self._places(site.address, site, owner, self._kind(site.address)),
+            **self._places(site.address, site, owner, kind),
             **self._fingerprints(owner, key, verdict.reason, ordinal),
             "properties": properties | self._place_of(site.address, site),
         }
@@ -228,7 +227,7 @@ class _Image:
         elif address in self._trampolines:
             owner, kind = self._trampolines[address], "function"
         elif address is not None:
-            owner, kind = self.owner(address), self._kind(address)
+            owner, kind = self.owner(address)
         key = self.key_name(site) if site else ""
         message = finding.message
         return {

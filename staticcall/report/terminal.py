@@ -13,6 +13,7 @@ from staticcall.model.tree import Survey
 from staticcall.report.advice import advice_for
 from staticcall.report.canvas import FAINT, NAME, Canvas, Cell, Column
 from staticcall.report.diff import FEW, counts_of, parts_of, table_of
+from staticcall.report.names import share
 from staticcall.report.text import few_of, head_of, keys_of
 from staticcall.report.totals import about_files, most_first, worst_first
 
@@ -46,16 +47,17 @@ def _verdicts(canvas: Canvas, policy: Policy, reasons: Mapping[tuple[str, str], 
         own = sorted(((reason, n) for (kind, reason), n in reasons.items() if kind == answer), key=most_first)
         if own or answer is not Answer.UNDECIDED:
             count = sum(n for _, n in own)
-            share = _share(count, total)
-            rows.append(((answer.value, f"bold {style}"), f"{count:,}", share, (canvas.bar(count, total), style)))
-            rows += [((f"  {reason}", ""), f"{n:,}", _share(n, total), (REASONS[reason], FAINT)) for reason, n in own]
+            rows.append(
+                ((answer.value, f"bold {style}"), f"{count:,}", share(count, total), (canvas.bar(count, total), style))
+            )
+            rows += [((f"  {reason}", ""), f"{n:,}", share(n, total), (REASONS[reason], FAINT)) for reason, n in own]
     canvas.table((Column(), Column(number=True), Column(number=True), Column(words=True)), rows)
 
 
 def _forms(canvas: Canvas, forms: Mapping[str, int], crossing: int, total: int) -> None:
     canvas.blank()
     counts = [*sorted(forms.items(), key=most_first), ("(crossing a line)", crossing)]
-    rows = [(name, f"{count:,}", _share(count, total), (canvas.bar(count, total), "blue")) for name, count in counts]
+    rows = [(name, f"{count:,}", share(count, total), (canvas.bar(count, total), "blue")) for name, count in counts]
     canvas.table((Column("form"), Column("sites", number=True), Column("share", number=True), Column()), rows)
 
 
@@ -155,7 +157,3 @@ def render_diff_terminal(diff: Diff, terminal: Terminal, *, verbose: bool = Fals
 def _more(canvas: Canvas, others: int) -> None:
     if others:
         canvas.words(f"and {others:,} more (-v shows all)", FAINT, indent=2, hang=4)
-
-
-def _share(count: int, total: int) -> str:
-    return f"{100 * count / total:.1f} %"

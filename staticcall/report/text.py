@@ -15,7 +15,7 @@ from staticcall.model.reasons import REASONS
 from staticcall.model.report import ImageReport
 from staticcall.model.sites import Answer, Finding
 from staticcall.report.advice import advice_for
-from staticcall.report.names import shown
+from staticcall.report.names import counted, share_line, shown
 
 # Enough to see what matters on one screen; -v shows all.
 _FEW_KEYS = 10
@@ -38,13 +38,13 @@ def _image(report: ImageReport, *, verbose: bool) -> Iterator[str]:
         for answer in (Answer.DIRECT, Answer.TRAMPOLINE, Answer.UNDECIDED):
             count = sum(n for (kind, _), n in summary.reasons.items() if kind == answer)
             if count or answer is not Answer.UNDECIDED:
-                yield _share(answer.value, count, summary.sites)
+                yield share_line(answer.value, count, summary.sites)
                 yield from _reasons(report, answer)
         yield ""
         yield "forms"
         for form, count in summary.forms.items():
-            yield _share(form, count, summary.sites)
-        yield _share("(crossing a line)", summary.crossing, summary.sites)
+            yield share_line(form, count, summary.sites)
+        yield share_line("(crossing a line)", summary.crossing, summary.sites)
         yield ""
         yield from _keys(report, verbose=verbose)
         yield from _advice(report)
@@ -80,7 +80,7 @@ def head_of(report: ImageReport) -> Iterator[str]:
         f" {len(located.trampolines):,} trampolines"
     )
     if summary.pinned is not None:
-        yield f"  {_counted(summary.pinned, 'site')} pinned by the patch that made it: no record leads them elsewhere"
+        yield f"  {counted(summary.pinned, 'site')} pinned by the patch that made it: no record leads them elsewhere"
     if report.sha256:
         yield f"  sha256 {report.sha256}"
 
@@ -95,10 +95,6 @@ def _named_by(source: NameSource) -> str:
         "none": "no names: neither symbols nor a debug file",
     }[source.kind]
     return words if source.path is None else f"{words} {shown(source.path)}"
-
-
-def _share(name: str, count: int, total: int) -> str:
-    return f"  {name:<28}{count:>11,}  {100 * count / total:5.1f} %"
 
 
 def _reasons(report: ImageReport, answer: Answer) -> Iterator[str]:
@@ -165,18 +161,18 @@ def render_plan(plan: Plan, *, verbose: bool = False) -> Iterator[str]:
     for change in moved:
         yield (
             f"  {change.key.name}: {change.before.name} -> {change.after.name},"
-            f" {_counted(change.direct, 'site')} direct, {change.by_trampoline:,} by trampoline\n"
+            f" {counted(change.direct, 'site')} direct, {change.by_trampoline:,} by trampoline\n"
         )
         if change.types:
             yield f"    {change.types}\n"
     if bound:
         sites = sum(change.direct for change in plan.changes if change.before == change.after and change.pinned is None)
         targets = "its present target" if bound == 1 else "their present targets"
-        yield f"  {_counted(bound, 'key')} bound to {targets}, {_counted(sites, 'site')} direct\n"
+        yield f"  {counted(bound, 'key')} bound to {targets}, {counted(sites, 'site')} direct\n"
     for change in plan.changes:
         if change.pinned is not None:
             left = change.direct + change.by_trampoline - change.pinned
-            pinned = _counted(change.pinned, "site")
+            pinned = counted(change.pinned, "site")
             yield f"  {change.key.name}: {pinned} pinned to {change.after.name}, {left:,} left to follow the key\n"
             if change.types and change.before == change.after:
                 yield f"    {change.types}\n"
@@ -187,16 +183,12 @@ def render_plan(plan: Plan, *, verbose: bool = False) -> Iterator[str]:
             what = f"{edit.kind.value} {edit.key}".rstrip()
             yield f"  {edit.file_offset:#010x} {_hex(edit.old)} -> {_hex(edit.new)} {what}\n"
     size = sum(len(edit.new) for edit in plan.edits)
-    yield f"  {_counted(len(plan.edits), 'edit')}, {_counted(size, 'byte')}\n"
+    yield f"  {counted(len(plan.edits), 'edit')}, {counted(size, 'byte')}\n"
 
 
 def _hex(data: bytes) -> str:
     """Bytes in hex, unless they are the rest of a file."""
-    return data.hex() if 0 < len(data) <= _MOST_HEX else _counted(len(data), "byte")
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+    return data.hex() if 0 < len(data) <= _MOST_HEX else counted(len(data), "byte")
 
 
 def render_proof(proof: Proof) -> Iterator[str]:

@@ -15,7 +15,7 @@ from staticcall.model.reasons import REASONS
 from staticcall.model.report import ImageReport
 from staticcall.model.sites import Answer, Policy, Severity
 from staticcall.model.tree import MOST_BUSY, NO_STATIC_CALLS, Example, FileCount, Survey, Totals
-from staticcall.report.names import shown
+from staticcall.report.names import counted, share_line, shown
 
 _SEVERITIES = tuple(severity.value for severity in Severity)
 _Name = TypeVar("_Name")
@@ -119,8 +119,8 @@ def _totals(title: str, survey: Survey, policy: Policy) -> Iterator[str]:
         yield ""
         yield "forms"
         for form, count in sorted(totals.forms.items(), key=most_first):
-            yield _share(form, count, totals.sites)
-        yield _share("(crossing a line)", totals.crossing, totals.sites)
+            yield share_line(form, count, totals.sites)
+        yield share_line("(crossing a line)", totals.crossing, totals.sites)
         yield ""
         busiest = [line for line in totals.busiest if line.sites]
         more = totals.with_sites - len(busiest)
@@ -135,8 +135,8 @@ def _totals(title: str, survey: Survey, policy: Policy) -> Iterator[str]:
 def about_files(totals: Totals) -> Iterator[str]:
     """What was read and found, in lines."""
     none = totals.read - totals.with_calls
-    yield f"  {_counted(totals.read, 'file')} read: {totals.with_calls:,} with static calls, {none:,} without"
-    others = [f"{_counted(totals.skipped, 'other file')} skipped"] if totals.skipped else []
+    yield f"  {counted(totals.read, 'file')} read: {totals.with_calls:,} with static calls, {none:,} without"
+    others = [f"{counted(totals.skipped, 'other file')} skipped"] if totals.skipped else []
     others += [f"{totals.failed:,} failed"] if totals.failed else []
     if others:
         yield f"  {', '.join(others)}"
@@ -144,14 +144,14 @@ def about_files(totals: Totals) -> Iterator[str]:
         yield f"  unpacked: {_list(totals.layers)}"
     if totals.names:
         yield f"  names by: {_list(totals.names)}"
-    yield f"  {_counted(totals.sites, 'site')}, {_counted(len(totals.keys), 'key')} by different names"
+    yield f"  {counted(totals.sites, 'site')}, {counted(len(totals.keys), 'key')} by different names"
 
 
 def _verdicts(totals: Totals) -> Iterator[str]:
     for answer in Answer:
         reasons = {reason: count for (kind, reason), count in totals.reasons.items() if kind == answer.value}
         if reasons or answer is not Answer.UNDECIDED:
-            yield _share(answer.value, sum(reasons.values()), totals.sites)
+            yield share_line(answer.value, sum(reasons.values()), totals.sites)
             for reason, count in sorted(reasons.items(), key=most_first):
                 yield f"    {reason:<26}{count:>11,}    {REASONS[reason]}"
 
@@ -180,11 +180,3 @@ def most_first(item: tuple[str, int]) -> tuple[int, str]:
 
 def _list(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {count:,}" for name, count in sorted(counts.items(), key=most_first))
-
-
-def _share(name: str, count: int, total: int) -> str:
-    return f"  {name:<28}{count:>11,}  {100 * count / total:5.1f} %"
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
