@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 
 class Figure(NamedTuple):
@@ -39,13 +39,23 @@ class Runs(NamedTuple):
         return f"{self.median:7.3f} s  ({low:.3f} to {high:.3f} in {len(self.seconds)} runs)"
 
 
-def run(command: Sequence[str], prepare: Callable[[], None] | None = None) -> tuple[float, float, int]:
-    """Run one cold process, its output thrown away; gives wall and processor seconds and peak memory in bytes.
+# Linux counts as a child's memory what its parent had when it was started: a small parent tells more.
+_PEAK: Final = """
+import resource, subprocess, sys
+code = subprocess.call(sys.argv[1:], stdout=subprocess.DEVNULL)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+sys.exit(code)
+"""
 
-    What `prepare` does before it is not measured.
-    """
-    if prepare is not None:
-        prepare()
+
+def peak_of(command: Sequence[str]) -> int:
+    """Run one process, its output thrown away; gives its peak memory in bytes, or that of its largest child."""
+    done = subprocess.run([sys.executable, "-c", _PEAK, *command], stdout=subprocess.PIPE, check=True)
+    return int(done.stdout) * 1024
+
+
+def run(command: Sequence[str]) -> tuple[float, float]:
+    """Run one cold process, its output thrown away; gives wall and processor seconds."""
     started = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         _, status, usage = os.wait4(process.pid, 0)
@@ -53,25 +63,34 @@ def run(command: Sequence[str], prepare: Callable[[], None] | None = None) -> tu
     seconds = time.perf_counter() - started
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} failed with {process.returncode}")
-    return seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
+    return seconds, usage.ru_utime + usage.ru_stime
 
 
 def in_turn(
     commands: Mapping[str, Sequence[str]], rounds: int, prepare: Mapping[str, Callable[[], None]] | None = None
 ) -> dict[str, Runs]:
-    """Run all commands once to warm the page cache, then each once per round, after what `prepare` has for it."""
+    """Run each command once per round, after what `prepare` has for it and is not measured.
+
+    A first round warms the page cache, and tells how much memory each takes.
+    """
     before = prepare or {}
-    for name, command in commands.items():
-        run(command, before.get(name))
-    runs: dict[str, list[tuple[float, float, int]]] = {name: [] for name in commands}
-    for _ in range(rounds):
+    peaks, runs = dict[str, int](), dict[str, list[tuple[float, float]]]()
+    for turn in range(rounds + 1):
         for name, command in commands.items():
-            runs[name].append(run(command, before.get(name)))
+            before.get(name, _nothing)()
+            if turn:
+                runs.setdefault(name, []).append(run(command))
+            else:
+                peaks[name] = peak_of(command)
     return {
-        name: Runs(wall, processor, max(peaks))
+        name: Runs(wall, processor, peaks[name])
         for name, measured in runs.items()
-        for wall, processor, peaks in [tuple(zip(*measured, strict=True))]
+        for wall, processor in [tuple(zip(*measured, strict=True))]
     }
+
+
+def _nothing() -> None:
+    pass
 
 
 def shell(line: str) -> list[str]:

@@ -73,14 +73,15 @@ _FINDINGS: Final = {
 }
 
 
-def locate_claims(image: Image, ranges: Iterable[tuple[int, int]]) -> Claims:
+def locate_claims(image: Image, ranges: Iterable[tuple[int, int]], *, writers_only: bool = False) -> Claims:
     """Find what the tables of a kernel, or of a part of one, say of some ranges of its code.
 
     A range is the linked address of an instruction, or of a trampoline's, and the first one behind it. A table that
-    cannot be read is part of the answer and no error.
+    cannot be read is part of the answer and no error. With `writers_only` the `NAMING_ONLY` are not read.
     """
     sizes = {start: stop - start for start, stop in ranges}
-    return _locate(image, _Places(sizes, sizes.__getitem__), _ends_in(image), thorough=True)
+    others = NAMING_ONLY if writers_only else frozenset()
+    return _locate(image, _Places(sizes, sizes.__getitem__), _ends_in(image), others, thorough=True)
 
 
 def _ends_in(image: Image) -> dict[str, Symbol]:
@@ -103,7 +104,7 @@ def about_claims(image: Image, located: Located, symbols: Mapping[str, Symbol], 
     places = _Places([*located.trampolines, *addresses], lambda start: sizes()[start])
     if thorough and image.placement is None:
         symbols = {**symbols, **_ends_in(image)}
-    claims = _locate(image, places, symbols, thorough=thorough)
+    claims = _locate(image, places, symbols, frozenset(), thorough=thorough)
     for owner, address, reason in claims.unreadable:
         message = f"the table {owner} at {image.where(address)} cannot be read: {reason}"
         yield Finding("unreadable-table", Severity.WARNING, message, address)
@@ -122,13 +123,18 @@ def about_claims(image: Image, located: Located, symbols: Mapping[str, Symbol], 
                 yield Finding(code, severity, f"{owner} names {image.where(address)} in {what}: {effect}", start)
 
 
-def _locate(image: Image, places: _Places, symbols: Mapping[str, Symbol], *, thorough: bool) -> Claims:
+def _locate(
+    image: Image, places: _Places, symbols: Mapping[str, Symbol], others: frozenset[Owner], *, thorough: bool
+) -> Claims:
+    """The claims of all tables but those of `others`."""
     if not image.kernel or not places.starts:
         return Claims()
     code, room = _code_of(image), image.source.size
     found: list[Claim] = []
     unreadable: list[Unreadable] = []
     for owner, start, size in _tables(image, symbols):
+        if owner in others:
+            continue
         if size is None:
             unreadable.append(Unreadable(owner, start, "it has no symbol for its other end"))
             continue

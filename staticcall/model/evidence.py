@@ -11,7 +11,10 @@ if TYPE_CHECKING:
 
 
 class Evidence(NamedTuple):
-    """`types` of functions, the best data first, `claims` by other tables on ranges of code, `moves` of a kernel."""
+    """`types` of functions, the best data first, `claims` on ranges of code, `moves` of a kernel.
+
+    The claims are of tables whose owners write, and not only name code.
+    """
 
     types: "Callable[[], Sequence[TypeSource]]"
     claims: Callable[[Iterable[tuple[int, int]]], Claims]

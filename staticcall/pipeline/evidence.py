@@ -27,7 +27,7 @@ def evidence_of(image: Image, aids: Aids) -> Evidence:
         return sources_of(image, aids.vmlinux)
 
     def claims(ranges: Iterable[tuple[int, int]]) -> Claims:
-        return locate_claims(image, ranges)
+        return locate_claims(image, ranges, writers_only=True)
 
     @cache
     def moves() -> Moves:

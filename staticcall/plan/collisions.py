@@ -13,8 +13,9 @@
     .call_sites          callthunks: a call is led to the accounting of wherever it leads; anything else stays
 
 The last three take the bytes for an instruction, so the place must be the first byte of one: refused elsewhere.
-`__ex_table` and the blacklist of kprobes only name code. Sources: arch/x86/kernel/alternative.c, jump_label.c,
-static_call.c and callthunks.c, Linux 6.1 and 6.12.
+`__ex_table` and the blacklist of kprobes only name code, and are not asked.
+
+Sources: arch/x86/kernel/alternative.c, jump_label.c, static_call.c and callthunks.c, Linux 6.1 and 6.12.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Final
 
 from staticcall.errors import UnsafeError
 from staticcall.model.change import Edit
-from staticcall.model.claims import NAMING_ONLY, Claim, Claims, Owner
+from staticcall.model.claims import Claim, Claims, Owner
 from staticcall.model.image import Image
 
 # Whoever reads an instruction before it writes one: a static call's new bytes are as good to it as its old ones.
@@ -48,12 +49,13 @@ def refuse_rewritten(
 ) -> None:
     """Raise `UnsafeError` for an edit of code that another table's owner would spoil, or that would make it stop.
 
-    The edits are of code, with addresses. `claims_on` finds what the tables say of ranges of addresses.
+    The edits are of code, with addresses. `claims_on` finds what the tables of those who write
+    say of ranges of addresses.
     """
     ranges = [(edit.address, edit.address + len(edit.new)) for edit in edits if edit.address is not None]
     claims = claims_on(ranges)
     for owner, address, reason in claims.unreadable:
-        if owner not in NAMING_ONLY and "unreadable-table" not in forced:
+        if "unreadable-table" not in forced:
             raise UnsafeError(
                 f"the table {owner} at {image.where(address)} cannot be read ({reason}) and may name an edited place",
                 code="unreadable-table",
@@ -75,8 +77,6 @@ def refuse_rewritten(
 
 def _collides(claim: Claim, edit: Edit, start: int, *, final: bool) -> bool:
     if claim.address >= start + len(edit.new) or start >= claim.address + claim.size:
-        return False
-    if claim.owner in NAMING_ONLY:
         return False
     if claim.owner is Owner.LOCKS:
         return edit.new[claim.address - start] in _LOCK_BYTES or not (final or claim.address == start)
