@@ -24,7 +24,7 @@ EXAMPLES = [
     for example in playground.commands(lines)
 ]
 OUTPUTS = {(name, option) for name in COMMANDS for option in ("output", "in-place", "format")}
-# Signing needs a key and the kernel's own program; tests/test_patch_signatures.py has both.
+# Signing needs a key and the kernel's own program; tests/test_signed_modules_boot.py has both.
 ELSEWHERE = re.compile(r"--sign-with")
 
 

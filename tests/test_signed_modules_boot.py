@@ -7,7 +7,9 @@ files as they are, unpack them themselves, and are asked what they make of them.
 
 from __future__ import annotations
 
+import os
 import shlex
+import shutil
 import struct
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -16,7 +18,10 @@ from typing import Final, NamedTuple
 
 import pytest
 
-from tests.support import booting, guest, modules, vmlinux
+from staticcall.cli.commands import COMMANDS
+from staticcall.cli.main import command_named
+from staticcall.cli.man import examples
+from tests.support import booting, guest, modules, playground, vmlinux
 from tests.support.elf_edit import Elf
 from tests.support.modules import ARGUMENT, Development, Life, Loading, Workshop
 from tests.support.tool import digest, refused, staticcall, succeed
@@ -106,6 +111,32 @@ def packed(development: Development, signer: Signer, tmp_path_factory: pytest.Te
     damaged = subprocess.run(XZ, input=elf.data, capture_output=True, check=True).stdout
     paths["damaged"].write_bytes(damaged)
     return {"untouched": original, **paths}
+
+
+def test_the_example_of_help_rewrites_and_signs_kvm(
+    development: Development, signer: Signer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands = [line for name in COMMANDS for line in playground.commands(examples(command_named(name)))]
+    (example,) = (line for line in commands if "--sign-with" in line)
+    program, _, key, certificate = shlex.split(signer.command)
+    (original,) = development.modules.rglob("kvm.ko.xz")
+    shutil.copy(original, tmp_path / "kvm.ko.xz")
+    (tmp_path / "vmlinux").symlink_to(development.vmlinux)
+    for name, path in (("my.key", key), ("my.crt", certificate)):
+        (tmp_path / name).symlink_to(path)
+    monkeypatch.setenv("PATH", str(Path(program).parent), prepend=os.pathsep)
+    monkeypatch.chdir(tmp_path)
+
+    said = succeed(*shlex.split(example)[1:])
+
+    # The key leads somewhere else than before, and its type was compared with that of the wish.
+    assert "tp_func_kvm_pio: __traceiter_kvm_pio -> __static_call_return0" in said
+    assert "returns an integer by BTF" in said
+    before, after = (
+        subprocess.run(["xz", "-dc", path], capture_output=True, check=True).stdout for path in (original, "new.ko.xz")
+    )
+    assert modules.unsigned(after) != after
+    assert modules.unsigned(after) != modules.unsigned(before)
 
 
 def _what_it_says(kernel: Development, folder: Path, loader: Path, packed: Packed) -> dict[str, str]:

@@ -110,8 +110,8 @@ def command(
       staticcall patch vmlinux --bind -o vmlinux.bound --edits undo.json
       staticcall patch vmlinux --set pv_sched_clock=native_sched_clock --bind --dry-run
       staticcall patch app --set checksum=checksum_fast --set log=log_print --in-place
-      staticcall patch kvm.ko.xz --set kvm_x86_get_cpl=NULL -o new.ko.xz \\
-          --sign-with 'sign-file sha256 my.key my.crt'
+      staticcall patch kvm.ko.xz --set tp_func_kvm_pio=RET0 -o new.ko.xz \\
+          --vmlinux vmlinux --sign-with 'sign-file sha256 my.key my.crt'
     """
     if (output is not None) + in_place + dry_run != 1:
         raise UsageError("give one of -o, --in-place and --dry-run")
